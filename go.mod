@@ -1,0 +1,3 @@
+module github.com/tombolo-vdc/tombolo
+
+go 1.26
