@@ -58,15 +58,6 @@ type AgentReplaced struct {
 // EventType is the wire name.
 func (AgentReplaced) EventType() Type { return "region.agent-replaced" }
 
-// AgentEnrolled: a key may act as this region's agent.
-type AgentEnrolled struct {
-	inRegion
-	NKey string `json:"nkey"` // the agent's public NATS key
-}
-
-// EventType is the wire name.
-func (AgentEnrolled) EventType() Type { return "region.agent-enrolled" }
-
 // RegionDraining: nothing new is placed here, and what is here is to leave.
 type RegionDraining struct {
 	inRegion
