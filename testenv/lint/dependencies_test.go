@@ -102,8 +102,8 @@ func TestDependenciesGolden(t *testing.T) {
 		changes = append(changes, fmt.Sprintf("- %s", m))
 	}
 	if len(changes) > 0 {
-		t.Errorf("the modules that the program is built from have changed:\n%s\n"+
-			"cure: ask yourself whether each new one is wanted, for everyone who runs the program will run it (`go mod why -m MODULE` says who needs it); if so:\n"+
+		t.Errorf("the modules that go.mod names have changed:\n%s\n"+
+			"cure: ask yourself whether each new one is wanted, for whoever builds Tombolo has to trust it (`go mod why -m MODULE` says who needs it); if it is:\n"+
 			"  go test ./testenv/lint -run DependenciesGolden -update", strings.Join(changes, "\n"))
 	}
 }

@@ -112,7 +112,7 @@ func TestRulesAllow(t *testing.T) {
 		"handlers/a_test.go":           "package handlers\n\nimport \"time\"\n\nfunc f() {\n\tselect {\n\tcase <-time.After(time.Second):\n\t}\n}\n",
 		"cmd/tombolo/main.go":          "// Tombolo keeps.\npackage main\n\nimport _ \"" + module + "/testenv/images\"\n",
 		"testenv/bench/bench.go":       "// Package bench measures.\npackage bench\n\nimport (\n\t_ \"github.com/cockroachdb/pebble/v2\"\n\n\t_ \"" + module + "/cmd/tombolo/x\"\n)\n",
-		"docs/a.md":                    "[a](../docs/a.md#x), [site](https://go.dev/dl), [below](#x), ./root/x, https://example.com/home/x",
+		"docs/a.md":                    "[a](../docs/a.md#x), [site](https://go.dev/dl), [below](#x), ../home/x, https://example.com/home/x",
 	})
 	if err != nil {
 		t.Fatal(err)
