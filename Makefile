@@ -1,0 +1,59 @@
+# What a person types. The default prints the targets; each is one line after ##.
+
+# The tests use these programs besides Go, as program=Debian-package. Only what is missing is installed.
+TEST_TOOLS = \
+	mkfs.ext4=e2fsprogs \
+	qemu-img=qemu-utils \
+	node=nodejs \
+	npm=npm \
+	nbdinfo=libnbd-bin \
+	openssl=openssl \
+	rsync=rsync
+
+# Debian keeps mkfs and its like where an ordinary user's PATH does not look.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.PHONY: help build test race lint fmt generate go tools
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: go ## build ./tombolo
+	go build -o tombolo ./cmd/tombolo
+
+test: go tools ## install what the tests need beyond Go (root on Debian), then vet and test everything
+	go vet ./...
+	go test ./...
+
+race: go tools ## test everything under the race detector (needs a C compiler)
+	go test -race ./...
+
+lint: go ## check the rules of the house only: import directions, vet, staticcheck, documents
+	go test ./testenv/lint
+
+fmt: go ## format the code and tidy go.mod
+	gofmt -w .
+	go mod tidy
+
+generate: go ## write the generated files again
+	go generate ./...
+
+go:
+	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl/ (Debian's own package is older)" >&2; exit 1; }
+
+tools:
+	@missing=; \
+	for tool in $(TEST_TOOLS); do \
+		command -v "$${tool%%=*}" >/dev/null || missing="$$missing $${tool#*=}"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "skipped: installing the programs of these Debian packages, because there is no apt-get here:$$missing" >&2; \
+	elif [ "$$(id -u)" -ne 0 ]; then \
+		echo "skipped: installing, because only root can. Tests that need these packages cannot pass without them:" >&2; \
+		echo "  sudo apt-get install --no-install-recommends$$missing" >&2; \
+	else \
+		echo "installing what the tests need:$$missing" >&2; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
