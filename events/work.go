@@ -43,7 +43,7 @@ type Order struct {
 // WorkOrdered: the region is asked to do it.
 type WorkOrdered struct {
 	inWork
-	Work      WorkKind    `json:"work"`
+	Kind      WorkKind    `json:"kind"`
 	Order     Order       `json:"order"`
 	Operation OperationID `json:"operation"`
 }

@@ -1,0 +1,203 @@
+// Package environment guards a virtual data center: declared, created from
+// disks that came in or from a template, its declared power states, deleted.
+package environment
+
+import (
+	"slices"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+type phase int
+
+const (
+	declared phase = iota + 1
+	created
+	failed
+	deleting
+	deleted
+)
+
+// State is what decisions need to know of an environment.
+type State struct {
+	phase     phase
+	operation events.OperationID
+	mapped    bool
+	power     map[string]string // by machine; "" is the one for all that were set last
+}
+
+// Fold is the state after e.
+func (s State) Fold(e events.EnvironmentEvent) State {
+	switch e := e.(type) {
+	case events.EnvironmentDeclared:
+		s.phase, s.operation = declared, e.Operation
+	case events.EnvironmentMapped:
+		s.mapped = true
+	case events.EnvironmentCreated:
+		s.phase = created
+	case events.EnvironmentFailed:
+		s.phase = failed
+	case events.PowerSet:
+		next := map[string]string{}
+		if e.Machine != "" {
+			for m, p := range s.power {
+				next[m] = p
+			}
+		}
+		next[e.Machine] = e.Power
+		s.power = next
+	case events.EnvironmentDeletionAccepted:
+		s.phase = deleting
+	case events.EnvironmentDeleted:
+		s.phase = deleted
+	}
+	return s
+}
+
+// Of names an environment's aggregate.
+func Of(account events.AccountID, r events.RegionID, id events.EnvironmentID) events.Aggregate {
+	return events.Aggregate{Account: account, Region: r, Kind: events.KindEnvironment, ID: string(id)}
+}
+
+// Ref addresses one environment; every command carries it.
+type Ref struct {
+	Region      events.RegionID      `json:"region"`
+	Environment events.EnvironmentID `json:"environment"`
+}
+
+// Aggregate is the environment.
+func (r Ref) Aggregate(a events.AccountID) events.Aggregate { return Of(a, r.Region, r.Environment) }
+
+func (s State) usable(r Ref) error {
+	switch s.phase {
+	case 0:
+		return aggregates.RefuseAs(aggregates.NotFound, "environment-unknown", "%s has no environment %s", r.Region, r.Environment)
+	case declared:
+		return aggregates.Refuse("environment-not-ready", "environment %s is still being made", r.Environment)
+	case failed:
+		return aggregates.Refuse("environment-failed", "environment %s could not be made", r.Environment)
+	case deleting, deleted:
+		return aggregates.Refuse("environment-deleted", "environment %s is deleted", r.Environment)
+	}
+	return nil
+}
+
+// Declare wants the environment; its disks follow.
+type Declare struct {
+	Ref
+	events.EnvironmentDeclared
+}
+
+// Decide declares it once.
+func (c Declare) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	switch {
+	case s.phase != 0 && s.operation == c.Operation:
+		return nil, nil
+	case s.phase != 0:
+		return nil, aggregates.Refuse("environment-exists", "environment %s exists already", c.Environment)
+	case len(c.Resources) > events.MaxResources:
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "too-many-resources", "%d region-bound resources, at most %d are allowed", len(c.Resources), events.MaxResources)
+	}
+	return c.EnvironmentDeclared, nil
+}
+
+// RecordMap fixes the values of its region-bound resources.
+type RecordMap struct {
+	Ref
+	Map []events.Substitution `json:"map"`
+}
+
+// Decide records the map once.
+func (c RecordMap) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	if s.phase == 0 {
+		return nil, s.usable(c.Ref)
+	}
+	if s.mapped {
+		return nil, nil
+	}
+	return events.EnvironmentMapped{Map: c.Map}, nil
+}
+
+// RecordCreated says that the disks are there.
+type RecordCreated struct {
+	Ref
+	Graph events.Digest `json:"graph"`
+}
+
+// Decide records it once.
+func (c RecordCreated) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	switch s.phase {
+	case declared:
+		return events.EnvironmentCreated{Graph: c.Graph}, nil
+	case created:
+		return nil, nil
+	}
+	return nil, s.usable(c.Ref)
+}
+
+// RecordFailed says that it could not be made.
+type RecordFailed struct {
+	Ref
+	Cause events.Cause `json:"cause"`
+}
+
+// Decide records the failure of one that was being made.
+func (c RecordFailed) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	if s.phase != declared {
+		return nil, nil
+	}
+	return events.EnvironmentFailed{Cause: c.Cause}, nil
+}
+
+// SetPower declares the power state of one machine, or of all.
+type SetPower struct {
+	Ref
+	Machine string `json:"machine,omitempty"` // node id; empty: all machines
+	Power   string `json:"power"`
+}
+
+// Decide sets a power state that differs.
+func (c SetPower) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	if err := s.usable(c.Ref); err != nil {
+		return nil, err
+	}
+	if !slices.Contains([]string{"running", "suspended", "stopped", "powered-off"}, c.Power) {
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-power", "%q is not a power state: running, suspended, stopped or powered-off", c.Power)
+	}
+	if p, ok := s.power[c.Machine]; ok && p == c.Power && (c.Machine != "" || len(s.power) == 1) {
+		return nil, aggregates.Already("it is %s", c.Power)
+	}
+	return events.PowerSet{Machine: c.Machine, Power: c.Power}, nil
+}
+
+// Delete takes the environment away.
+type Delete struct {
+	Ref
+	Operation events.OperationID `json:"operation"`
+}
+
+// Decide accepts it, also for one that is still being made or has failed.
+func (c Delete) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	switch s.phase {
+	case 0:
+		return nil, s.usable(c.Ref)
+	case deleting, deleted:
+		return nil, aggregates.Already("environment %s is deleted", c.Environment)
+	}
+	return events.EnvironmentDeletionAccepted{Operation: c.Operation}, nil
+}
+
+// RecordDeleted says that nothing of it is left.
+type RecordDeleted struct{ Ref }
+
+// Decide records it after the deletion was accepted.
+func (c RecordDeleted) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	switch s.phase {
+	case deleting:
+		return events.EnvironmentDeleted{}, nil
+	case deleted:
+		return nil, nil
+	}
+	return nil, aggregates.Refuse("environment-not-deleted", "nobody asked to delete environment %s", c.Environment)
+}
