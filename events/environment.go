@@ -50,11 +50,15 @@ type ResourceRef struct {
 // that a map always fits an event.
 const MaxResources = 250
 
-// TemplateRef is one version of one template.
+// TemplateRef is one version of one template, and the instance of it that the
+// environment's region holds or is made to hold.
 type TemplateRef struct {
 	Template TemplateID `json:"template"`
 	Version  int        `json:"version"`
-	Instance InstanceID `json:"instance,omitempty"`
+	Manifest Digest     `json:"manifest"`
+	Bytes    int64      `json:"bytes"`
+	Instance InstanceID `json:"instance"`
+	Copy     bool       `json:"copy,omitempty"` // the region does not hold it yet; somebody agreed to the copy
 }
 
 // EnvironmentMapped: the environment's region-bound resources have their values.

@@ -1,0 +1,192 @@
+package graph
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Spec is an environment as people write it down (env create -f FILE). Graph
+// turns it into nodes and edges.
+type Spec struct {
+	Name     string          `json:"name"` // as people call it
+	Networks []NetworkSpec   `json:"networks,omitempty"`
+	Machines []MachineSpec   `json:"machines"`
+	Gateways []GatewaySpec   `json:"vpn_gateways,omitempty"`
+	Routes   []RouteSpec     `json:"routes,omitempty"` // to other environments
+	VApps    []VAppSpec      `json:"vapps,omitempty"`
+	Stores   []DatastoreSpec `json:"datastores,omitempty"`
+}
+
+// NetworkSpec is a layer-2 network with one subnet.
+type NetworkSpec struct {
+	Name   string `json:"name"`
+	Subnet string `json:"subnet,omitempty"` // CIDR, "10.10.0.0/24"
+}
+
+// MachineSpec is a virtual machine.
+type MachineSpec struct {
+	Name       string          `json:"name"`
+	Power      Power           `json:"power,omitempty"` // running unless said otherwise
+	CPUs       int             `json:"cpus,omitempty"`
+	MemoryMiB  int             `json:"memory_mib,omitempty"`
+	Disks      []DiskSpec      `json:"disks,omitempty"`
+	Interfaces []InterfaceSpec `json:"interfaces,omitempty"`
+	DependsOn  []string        `json:"depends_on,omitempty"` // machines or datastores that come first
+}
+
+// DiskSpec is a disk whose content is in a file beside the specification.
+type DiskSpec struct {
+	Name string `json:"name"`
+	File string `json:"file,omitempty"`  // relative to the specification; used by the client, not kept
+	Size int64  `json:"bytes,omitempty"` // set by the client from the file
+	// Class says what the disk's content is; production unless said otherwise.
+	Class Class `json:"class,omitempty"`
+}
+
+// InterfaceSpec joins a machine to a network.
+type InterfaceSpec struct {
+	Network       string `json:"network"`
+	Address       string `json:"address,omitempty"`        // inside the network
+	PublicAddress string `json:"public_address,omitempty"` // "auto", or one of the region's pool
+}
+
+// GatewaySpec is a VPN gateway of a network.
+type GatewaySpec struct {
+	Name     string `json:"name"`
+	Network  string `json:"network"`
+	Endpoint string `json:"endpoint,omitempty"`   // "auto", or one of the region's pool of VPN endpoints
+	Address  string `json:"address_of,omitempty"` // the machine whose public address the tunnel starts from
+	Peer     string `json:"peer,omitempty"`       // the other side, bound to no region
+}
+
+// RouteSpec is a route to a machine of another environment, by that one's
+// public address, from a machine here by its own.
+type RouteSpec struct {
+	Name   string `json:"name"`
+	From   string `json:"from"` // a machine here, whose public address the route leans on
+	Target string `json:"target"`
+}
+
+// VAppSpec groups machines that start and stop together.
+type VAppSpec struct {
+	Name     string   `json:"name"`
+	Machines []string `json:"machines"`
+}
+
+// DatastoreSpec is a data store with its disk.
+type DatastoreSpec struct {
+	Name  string     `json:"name"`
+	Disks []DiskSpec `json:"disks,omitempty"`
+}
+
+// auto is how people ask for any value of a pool.
+const auto = "auto"
+
+// Graph gives the nodes and edges that the specification means. What does not
+// hang together is found by Graph.Validate.
+func (s Spec) Graph() Graph {
+	var g Graph
+	edge := func(t EdgeType, from, to string) { g.Edges = append(g.Edges, Edge{t, from, to}) }
+	for _, n := range s.Networks {
+		g.Nodes = append(g.Nodes, Node{ID: n.Name, Type: Network, Name: n.Name})
+		if n.Subnet != "" {
+			id := n.Name + "-subnet"
+			g.Nodes = append(g.Nodes, Node{ID: id, Type: Subnet, Name: n.Subnet, Properties: map[string]string{"cidr": n.Subnet}})
+			edge(Contains, n.Name, id)
+		}
+	}
+	for _, d := range s.Stores {
+		g.Nodes = append(g.Nodes, Node{ID: d.Name, Type: Datastore, Name: d.Name, Items: diskItems(d.Disks)})
+	}
+	for _, m := range s.Machines {
+		n := Node{ID: m.Name, Type: Machine, Name: m.Name, Power: cmp.Or(m.Power, Running), Items: diskItems(m.Disks), Properties: map[string]string{}}
+		if m.CPUs > 0 {
+			n.Properties["cpus"] = fmt.Sprint(m.CPUs)
+		}
+		if m.MemoryMiB > 0 {
+			n.Properties["memory-mib"] = fmt.Sprint(m.MemoryMiB)
+		}
+		for i, f := range m.Interfaces {
+			edge(Connects, m.Name, f.Network)
+			if f.Address != "" {
+				n.Properties[fmt.Sprintf("interface-%d-address", i)] = f.Address
+			}
+			n.Properties[fmt.Sprintf("interface-%d-network", i)] = f.Network
+			if f.PublicAddress != "" {
+				n.Resources = append(n.Resources, Resource{ID: publicOf(m.Name, i), Type: PublicAddress, Value: unlessAuto(f.PublicAddress)})
+			}
+		}
+		for _, on := range m.DependsOn {
+			edge(DependsOn, m.Name, on)
+		}
+		g.Nodes = append(g.Nodes, n)
+	}
+	for _, v := range s.Gateways {
+		n := Node{ID: v.Name, Type: VPNGateway, Name: v.Name, Properties: map[string]string{}}
+		if v.Peer != "" {
+			n.Properties["peer"] = v.Peer
+		}
+		if v.Endpoint != "" {
+			n.Resources = append(n.Resources, Resource{ID: v.Name + ".endpoint", Type: VPNEndpoint, Value: unlessAuto(v.Endpoint)})
+		}
+		if v.Address != "" {
+			n.Resources = append(n.Resources, Resource{ID: v.Name + ".local", Type: VPNEndpoint, LeansOn: s.publicAddressOf(v.Address)})
+			edge(DependsOn, v.Name, v.Address)
+		}
+		edge(Connects, v.Name, v.Network)
+		g.Nodes = append(g.Nodes, n)
+	}
+	for _, r := range s.Routes {
+		i := slices.IndexFunc(g.Nodes, func(n Node) bool { return n.ID == r.From })
+		if i < 0 {
+			g.Edges = append(g.Edges, Edge{Connects, r.From, r.Name}) // found by Validate
+			continue
+		}
+		g.Nodes[i].Resources = append(g.Nodes[i].Resources, Resource{ID: r.From + "." + r.Name, Type: Route, LeansOn: s.publicAddressOf(r.From)})
+		g.Nodes[i].Properties["route-"+r.Name+"-target"] = r.Target
+	}
+	for _, v := range s.VApps {
+		g.Nodes = append(g.Nodes, Node{ID: v.Name, Type: VApp, Name: v.Name})
+		for _, m := range v.Machines {
+			edge(Contains, v.Name, m)
+		}
+	}
+	return g
+}
+
+func diskItems(disks []DiskSpec) []Item {
+	var out []Item
+	for _, d := range disks {
+		out = append(out, Item{Name: d.Name, Class: cmp.Or(d.Class, ProductionData), Kind: Disk, Size: d.Size})
+	}
+	return out
+}
+
+// publicOf names the public address of a machine's interface: "web.public" for
+// the first, "web.public-1" for the second.
+func publicOf(machine string, i int) string {
+	if i == 0 {
+		return machine + ".public"
+	}
+	return fmt.Sprintf("%s.public-%d", machine, i)
+}
+
+func (s Spec) publicAddressOf(machine string) string {
+	for _, m := range s.Machines {
+		for i, f := range m.Interfaces {
+			if m.Name == machine && f.PublicAddress != "" {
+				return publicOf(machine, i)
+			}
+		}
+	}
+	return publicOf(machine, 0)
+}
+
+func unlessAuto(v string) string {
+	if strings.EqualFold(v, auto) {
+		return ""
+	}
+	return v
+}
