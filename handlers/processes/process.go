@@ -1,0 +1,81 @@
+// Package processes holds the process managers: what spans aggregates. Each is
+// a file in the same order: what it carries from whom to whom, its row, the fold
+// with what it sends, what a refusal means, when it is over. A process does no
+// I/O; its facts are the journal's, its effects are commands with derived ids,
+// so that a step taken twice is a step taken once.
+package processes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
+)
+
+// Row is a process's memory of one thing it looks after.
+type Row interface {
+	// React folds one event that concerns the row and says what to send.
+	React(r events.Record) []Send
+	// Refused is told when a decision said no to something that was sent.
+	Refused(s Send, why *aggregates.Refusal) []Send
+	// Index names the row by other things than its key: "work/<id>".
+	Index() []string
+	// Over says that the row is not needed any more.
+	Over() bool
+}
+
+// Send is a command on its way from a process.
+type Send struct {
+	// Step is unique among what the row ever sends with another meaning; the
+	// command's id is derived from it.
+	Step    string
+	Account events.AccountID
+	execute func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error)
+}
+
+// send makes a Send of a command.
+func send[S aggregates.State[S, E], E events.Event](account events.AccountID, step string, c aggregates.Command[S, E]) Send {
+	return Send{Step: step, Account: account, execute: func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error) {
+		return commands.Execute(ctx, x, o, "event", c)
+	}}
+}
+
+// Definition is one process manager in the table.
+type Definition struct {
+	Name string
+	// Keys names the rows that the event concerns; index looks rows up by what
+	// Row.Index gave. Most events concern none.
+	Keys   func(r events.Record, index func(string) []string) []string
+	decode func(stored []byte) (Row, error)
+}
+
+func define[R any, P interface {
+	*R
+	Row
+}](name string, keys func(events.Record, func(string) []string) []string) Definition {
+	return Definition{Name: name, Keys: keys, decode: func(stored []byte) (Row, error) {
+		row := P(new(R))
+		if stored == nil {
+			return row, nil
+		}
+		if err := json.Unmarshal(stored, row); err != nil {
+			return nil, fmt.Errorf("process %s: stored row: %w", name, err)
+		}
+		return row, nil
+	}}
+}
+
+// All is the table of process managers.
+func All() []Definition {
+	return []Definition{
+		define[holding]("holding", holdingKeys),
+		define[placing]("placing", placingKeys),
+		define[environments]("environments", environmentKeys),
+	}
+}
+
+// controlPlane is who a process acts as; whom it acts for is in the operation.
+var controlPlane = events.Actor{Account: events.None, User: "control-plane"}
