@@ -1,0 +1,355 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+// Feed folds a set of projections in stream order, all of them in one batch
+// with one position, and gives the views that answer questions. Its methods may
+// be called from many goroutines.
+type Feed struct {
+	store *Store
+	set   []Projection
+	wake  chan struct{} // a build has ended or was asked for
+
+	mu       sync.RWMutex
+	served   map[string]served // what reads see of each projection
+	builds   map[string]*build // what is built beside it
+	position uint64
+	running  bool
+	stopped  error           // why the last Run ended, unless its context did
+	moved    chan struct{}   // closed when the position, or whether it can move, changes
+	tail     []events.Record // the last events folded, while there are builds
+}
+
+// served is where reads of a projection go; tables is nil before its first build.
+type served struct {
+	space    uint32
+	shape    int
+	tables   map[string]bool
+	frozen   bool
+	position uint64 // if frozen
+}
+
+func (s spaceRecord) served() served {
+	return served{s.Space, s.Shape, setOf(s.Tables), s.Frozen, s.Position}
+}
+
+// Feed makes the store's feed, once, of the whole set of projections. What the
+// store holds of projections that are not in the set is deleted; one whose
+// shape has changed, or that is new in a store that has folded events, is built
+// beside the others when the feed runs.
+func (s *Store) Feed(set ...Projection) (*Feed, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.feed {
+		return nil, fail(CodeInUse, nil, "the store has a feed already")
+	}
+	f := &Feed{
+		store: s, set: set, wake: make(chan struct{}, 1),
+		served: map[string]served{}, builds: map[string]*build{}, moved: make(chan struct{}),
+	}
+	b := s.db.NewIndexedBatch()
+	defer b.Close()
+	var err error
+	if f.position, err = readNumber(b, metaKey(metaFeed)); err != nil {
+		return nil, err
+	}
+	for _, p := range set {
+		if err := f.prepare(b, p); err != nil {
+			return nil, fmt.Errorf("projection %s: %w", p.Name(), err)
+		}
+	}
+	if err := f.dropOthers(b); err != nil {
+		return nil, err
+	}
+	if err := b.Commit(pebble.NoSync); err != nil {
+		return nil, err
+	}
+	s.feed = true
+	return f, nil
+}
+
+// prepare compares what the store holds of a projection with what the program
+// folds, and begins a build where they differ.
+func (f *Feed) prepare(b *pebble.Batch, p Projection) error {
+	name := p.Name()
+	if !events.IsToken(name) {
+		return fail(CodeUndeclared, nil, "its name is not a token")
+	}
+	if _, twice := f.served[name]; twice {
+		return fail(CodeUndeclared, nil, "two projections have this name")
+	}
+	tables, err := tableNames(name, p.Tables())
+	if err != nil {
+		return err
+	}
+	old, exists, err := readRecord(b, metaKey(metaProjection, name))
+	if err != nil {
+		return err
+	}
+	building, begun, err := readRecord(b, metaKey(metaBuilding, name))
+	if err != nil {
+		return err
+	}
+	if begun && !building.sameShape(p.Shape(), tables) { // of a program that has gone
+		if err := errors.Join(dropSpace(b, building.Space), b.Delete(metaKey(metaBuilding, name), nil)); err != nil {
+			return err
+		}
+		begun = false
+	}
+	if !exists && f.position == 0 && !begun {
+		old = spaceRecord{Shape: p.Shape(), Tables: tables}
+		if old.Space, err = newSpace(b); err != nil {
+			return err
+		}
+		f.served[name] = old.served()
+		return writeRecord(b, metaKey(metaProjection, name), old)
+	}
+	current := exists && !old.Frozen && old.sameShape(p.Shape(), tables)
+	if exists && !old.Frozen && !current {
+		old.Frozen, old.Position = true, f.position
+		if err := writeRecord(b, metaKey(metaProjection, name), old); err != nil {
+			return err
+		}
+	}
+	f.served[name] = served{}
+	if exists {
+		f.served[name] = old.served()
+	}
+	if !begun && current {
+		return nil
+	}
+	if !begun {
+		if building, err = beginBuild(b, p, tables); err != nil {
+			return err
+		}
+	}
+	f.builds[name] = &build{projection: p, record: building, position: building.Position}
+	return nil
+}
+
+// dropOthers deletes what the store holds of projections that are not in the set.
+func (f *Feed) dropOthers(b *pebble.Batch) error {
+	for _, kind := range []string{metaProjection, metaBuilding} {
+		stored, err := recordNames(b, kind)
+		if err != nil {
+			return err
+		}
+		for _, name := range stored {
+			if _, ok := f.served[name]; ok {
+				continue
+			}
+			record, _, err := readRecord(b, metaKey(kind, name))
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(dropSpace(b, record.Space), b.Delete(metaKey(kind, name), nil)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Run follows the journal from the stored position, and folds, until the
+// context ends (then it gives the context's error), the journal fails, or an
+// event cannot be folded: a *StoppedError, which is journal.ErrGap if a sequence
+// was skipped. Rows then stand just before that event, reads go on, and Status
+// shows it. It may be run again. A build that fails ends by itself, is shown by
+// Status, and is tried again by Rebuild or the next Run.
+func (f *Feed) Run(ctx context.Context, from Follower) error {
+	f.mu.Lock()
+	if f.running {
+		f.mu.Unlock()
+		return fail(CodeInUse, nil, "the feed is running already")
+	}
+	f.running, f.stopped = true, nil
+	f.tail = nil
+	for _, b := range f.builds {
+		b.failed = nil
+	}
+	main := &folder{store: f.store, at: f.position, targets: f.live(), mark: markFeed}
+	f.mu.Unlock()
+
+	buildCtx, cancel := context.WithCancel(ctx)
+	var builders sync.WaitGroup
+	settle := func() error { return f.settle(buildCtx, &builders, main, from) }
+	main.moved = func(batch []events.Record) error {
+		f.advance(main.at, batch)
+		return settle()
+	}
+	err := settle()
+	if err == nil {
+		err = pump(ctx, from, main, main.fold, f.wake, settle)
+	}
+	err = errors.Join(err, main.abandon())
+	cancel()
+	builders.Wait()
+
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.running = false
+	var stopped *StoppedError
+	if ctx.Err() == nil || errors.As(err, &stopped) {
+		f.stopped = err
+	}
+	f.tell()
+	return err
+}
+
+// markFeed stores the feed's position.
+func markFeed(b *pebble.Batch, position uint64) error {
+	return writeNumber(b, metaKey(metaFeed), position)
+}
+
+// live gives what the feed itself folds, in the order of the set.
+func (f *Feed) live() []foldTarget {
+	var out []foldTarget
+	for _, p := range f.set {
+		if s := f.served[p.Name()]; s.tables != nil && !s.frozen {
+			out = append(out, foldTarget{p, target{p.Name(), s.space, s.tables}})
+		}
+	}
+	return out
+}
+
+// advance makes a commit known.
+func (f *Feed) advance(position uint64, batch []events.Record) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.position = position
+	if len(f.builds) > 0 {
+		f.tail = append(f.tail, batch...)
+		if extra := len(f.tail) - tailEvents; extra > 0 {
+			f.tail = slices.Clone(f.tail[extra:])
+		}
+	} else {
+		f.tail = nil
+	}
+	f.tell()
+}
+
+// tell wakes everybody who waits. The caller holds mu.
+func (f *Feed) tell() {
+	close(f.moved)
+	f.moved = make(chan struct{})
+}
+
+// names checks the names of projections; none stand for all.
+func (f *Feed) names(projections []string) ([]string, error) {
+	if len(projections) == 0 {
+		for _, p := range f.set {
+			projections = append(projections, p.Name())
+		}
+		return projections, nil
+	}
+	for _, name := range projections {
+		if _, ok := f.served[name]; !ok {
+			return nil, fail(CodeUnknown, nil, "there is no projection %q", name)
+		}
+	}
+	return projections, nil
+}
+
+// positionOf is the latest position that all of the named projections can show,
+// where the feed itself is at position. The caller holds mu.
+func (f *Feed) positionOf(names []string, position uint64) uint64 {
+	for _, name := range names {
+		if s := f.served[name]; s.frozen {
+			position = min(position, s.position)
+		}
+	}
+	return position
+}
+
+// Position is the latest position that all of the named projections (all of the
+// set, if none is named) can show.
+func (f *Feed) Position(projections ...string) (uint64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	names, err := f.names(projections)
+	return f.positionOf(names, f.position), err
+}
+
+// WaitFor returns as soon as the named projections (all, if none is named) show
+// the event with the sequence. It gives a *BehindError when the context ends,
+// or at once if the feed has stopped.
+func (f *Feed) WaitFor(ctx context.Context, seq uint64, projections ...string) error {
+	for {
+		f.mu.RLock()
+		names, err := f.names(projections)
+		position, stopped, moved := f.positionOf(names, f.position), f.stopped, f.moved
+		f.mu.RUnlock()
+		switch {
+		case err != nil:
+			return err
+		case position >= seq:
+			return nil
+		case stopped != nil:
+			return &BehindError{Wanted: seq, Position: position, Err: stopped}
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return &BehindError{Wanted: seq, Position: position, Err: ctx.Err()}
+		}
+	}
+}
+
+// Now gives a view of the named projections (all, if none is named) at the
+// latest position that all of them can show. The caller closes it.
+func (f *Feed) Now(projections ...string) (*View, error) { return f.view(nil, projections) }
+
+// AsOf gives the view that Now gave at the position seq. A *BehindError says
+// that the rows are not there yet. The caller closes it.
+func (f *Feed) AsOf(seq uint64, projections ...string) (*View, error) {
+	return f.view(&seq, projections)
+}
+
+func (f *Feed) view(asOf *uint64, projections []string) (*View, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock() // a switch of spaces falls before or after the snapshot
+	names, err := f.names(projections)
+	if err != nil {
+		return nil, err
+	}
+	v := &View{snapshot: f.store.db.NewSnapshot(), spaces: make(map[string]viewSpace, len(names))}
+	folded, err := readNumber(v.snapshot, metaKey(metaFeed))
+	if err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	v.position = f.positionOf(names, folded)
+	if asOf != nil {
+		if *asOf > v.position {
+			return nil, errors.Join(&BehindError{Wanted: *asOf, Position: v.position}, v.Close())
+		}
+		v.position = *asOf
+	}
+	for _, name := range names {
+		s := viewSpace{served: f.served[name]}
+		rows := folded
+		if s.frozen {
+			rows = s.position
+		}
+		s.history = rows != v.position
+		v.spaces[name] = s
+	}
+	return v, nil
+}
+
+// buildingMark gives the function that stores a build's position.
+func buildingMark(name string, record spaceRecord) func(*pebble.Batch, uint64) error {
+	return func(b *pebble.Batch, position uint64) error {
+		record.Position = position
+		return writeRecord(b, metaKey(metaBuilding, name), record)
+	}
+}

@@ -1,0 +1,330 @@
+package projections
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"iter"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+// Reader is where rows are read from: a [View], or the [Batch] being written.
+type Reader interface {
+	get(t tableID, key []byte) ([]byte, error)
+	open(t tableID, lower, upper []byte) (*cursor, error)
+}
+
+// tableID is a table's or an index's name within its projection.
+type tableID struct{ projection, name string }
+
+// newKey begins a key; the head is filled in by the Reader.
+func (t tableID) newKey(parts []string) []byte {
+	key := make([]byte, headLen, 96)
+	return appendParts(append(key, t.name...), parts)
+}
+
+// Described is a table as its projection declares it.
+type Described interface{ describe() []tableID }
+
+// Table is a kind of rows of one projection or consumer. It is a description
+// and holds nothing: declare it once, in a variable that never changes. Rows
+// are stored as JSON.
+type Table[R any] struct {
+	id      tableID
+	key     func(R) Key
+	indexes []*Index[R]
+}
+
+// Index finds a table's rows by other parts than their key. A row is found
+// under every key that the function gives for it, or not at all for none.
+type Index[R any] struct {
+	name string
+	keys func(R) []Key
+}
+
+// NewIndex describes an index. Its name must be a token.
+func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
+	return &Index[R]{name, keys}
+}
+
+// NewTable describes a table of the named projection (or consumer) and how a
+// row's key follows from the row. It panics on names that are not tokens:
+// those are errors of the program's text.
+func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index[R]) *Table[R] {
+	t := &Table[R]{tableID{projection, name}, key, indexes}
+	seen := map[string]bool{}
+	for _, n := range append([]string{projection, name}, names(indexes)...) {
+		if !events.IsToken(n) {
+			panic(fmt.Sprintf("table %s of %s: the name %q is not a token", name, projection, n))
+		}
+	}
+	for _, id := range t.describe() {
+		if seen[id.name] {
+			panic(fmt.Sprintf("table %s of %s: %s is declared twice", name, projection, id.name))
+		}
+		seen[id.name] = true
+	}
+	return t
+}
+
+func names[R any](indexes []*Index[R]) []string {
+	var out []string
+	for _, x := range indexes {
+		out = append(out, x.name)
+	}
+	return out
+}
+
+func (t *Table[R]) describe() []tableID {
+	out := []tableID{t.id}
+	for _, x := range t.indexes {
+		out = append(out, t.indexID(x))
+	}
+	return out
+}
+
+func (t *Table[R]) indexID(x *Index[R]) tableID {
+	return tableID{t.id.projection, t.id.name + "." + x.name}
+}
+
+// rowKey is the complete key of a row.
+func (t *Table[R]) rowKey(key Key) []byte { return append(t.id.newKey(key), keyEnd) }
+
+// Get reads one row.
+func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
+	value, err := r.get(t.id, t.rowKey(key))
+	if err != nil || value == nil {
+		return row, false, err
+	}
+	row, err = t.decode(value)
+	return row, err == nil, err
+}
+
+func (t *Table[R]) decode(value []byte) (row R, err error) {
+	if err := json.Unmarshal(value, &row); err != nil {
+		return row, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+	}
+	return row, nil
+}
+
+// Put stores a row, in place of the one with the same key. Storing what is
+// there already stores nothing.
+func (t *Table[R]) Put(w *Batch, row R) error {
+	value, err := json.Marshal(row)
+	if err != nil {
+		return fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+	}
+	key := t.rowKey(t.key(row))
+	old, err := w.get(t.id, key)
+	if err != nil || bytes.Equal(old, value) {
+		return err
+	}
+	if err := t.reindex(w, key, old, &row); err != nil {
+		return err
+	}
+	return w.put(key, value)
+}
+
+// Delete removes a row; removing what is not there does nothing.
+func (t *Table[R]) Delete(w *Batch, key ...string) error {
+	k := t.rowKey(key)
+	old, err := w.get(t.id, k)
+	if err != nil || old == nil {
+		return err
+	}
+	if err := t.reindex(w, k, old, nil); err != nil {
+		return err
+	}
+	return w.put(k, nil)
+}
+
+// Change reads a row, lets edit change it, and stores it; under another key if
+// edit changed that. CodeRowMissing if it is not there.
+func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
+	row, ok, err := t.Get(w, key...)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fail(CodeRowMissing, nil, "table %s of %s has no row %q", t.id.name, t.id.projection, key)
+	}
+	edit(&row)
+	if !bytes.Equal(t.rowKey(t.key(row)), t.rowKey(key)) {
+		if err := t.Delete(w, key...); err != nil {
+			return err
+		}
+	}
+	return t.Put(w, row)
+}
+
+// reindex brings the index entries of the row under key from old to row.
+func (t *Table[R]) reindex(w *Batch, key, old []byte, row *R) error {
+	if len(t.indexes) == 0 {
+		return nil
+	}
+	var before *R
+	if old != nil {
+		b, err := t.decode(old)
+		if err != nil {
+			return err
+		}
+		before = &b
+	}
+	for _, x := range t.indexes {
+		id := t.indexID(x)
+		if err := w.check(id); err != nil {
+			return err
+		}
+		was, is := t.entries(x, before), t.entries(x, row)
+		for _, e := range was {
+			if !holds(is, e) {
+				if err := w.put(e, nil); err != nil {
+					return err
+				}
+			}
+		}
+		for _, e := range is {
+			if !holds(was, e) {
+				if err := w.put(e, key[headLen:]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// entries gives the keys of a row's entries in an index, without heads.
+func (t *Table[R]) entries(x *Index[R], row *R) [][]byte {
+	if row == nil {
+		return nil
+	}
+	var out [][]byte
+	id, own := t.indexID(x), t.key(*row)
+	for _, k := range x.keys(*row) {
+		e := append(appendParts(id.newKey(k), own), keyEnd)
+		if !holds(out, e) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// holds compares without heads, which Readers and Batches fill in.
+func holds(entries [][]byte, e []byte) bool {
+	for _, o := range entries {
+		if bytes.Equal(o[headLen:], e[headLen:]) {
+			return true
+		}
+	}
+	return false
+}
+
+// Query says which rows, in which order.
+type Query[R any] struct {
+	By     *Index[R] // in the order of this index; nil: in the order of the rows' keys
+	Prefix Key       // only rows whose key (or index key) begins with these parts
+	Limit  int       // at most so many; 0: [Table.Scan] takes DefaultLimit, [Table.All] takes all
+	Resume string    // go on after the page that gave this token
+}
+
+// DefaultLimit is how many rows a page has at most if nobody says.
+const DefaultLimit = 100
+
+// Page is a part of a list.
+type Page[R any] struct {
+	Rows []R
+	// Resume gets the next page; empty at the end. It holds no position: pages
+	// of one list are consistent if they are read as of the first one's
+	// [View.Position].
+	Resume string
+}
+
+// Scan reads one page. CodeResumeInvalid for a token of another question.
+func (t *Table[R]) Scan(r Reader, q Query[R]) (Page[R], error) {
+	if q.Limit <= 0 {
+		q.Limit = DefaultLimit
+	}
+	limit := q.Limit
+	q.Limit++ // one more tells whether there is a next page
+	page := Page[R]{}
+	var last []byte
+	err := t.walk(r, q, func(key []byte, row R) bool {
+		if len(page.Rows) == limit {
+			page.Resume = base64.RawURLEncoding.EncodeToString(last)
+			return false
+		}
+		last = append(last[:0], key...)
+		page.Rows = append(page.Rows, row)
+		return true
+	})
+	if err != nil {
+		return Page[R]{}, err
+	}
+	return page, nil
+}
+
+// All yields rows one by one, or one error as the last thing.
+func (t *Table[R]) All(r Reader, q Query[R]) iter.Seq2[R, error] {
+	return func(yield func(R, error) bool) {
+		err := t.walk(r, q, func(_ []byte, row R) bool { return yield(row, nil) })
+		if err != nil {
+			var none R
+			yield(none, err)
+		}
+	}
+}
+
+// walk calls each with the rows of q, and with the key (without head) that each
+// was found under.
+func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool) (err error) {
+	id := t.id
+	if q.By != nil {
+		id = t.indexID(q.By)
+	}
+	body := id.newKey(q.Prefix)
+	lower := append(bytes.Clone(body), keyEnd)
+	upper := append(bytes.Clone(body), pastParts)
+	if q.Resume != "" {
+		token, err := base64.RawURLEncoding.DecodeString(q.Resume)
+		rest, ok := bytes.CutPrefix(token, body[headLen:])
+		if err != nil || !ok || len(rest) == 0 || rest[0] > partStart || split(token) != len(token) || token[len(token)-1] != keyEnd {
+			return fail(CodeResumeInvalid, err, "the resume token is not one of this list")
+		}
+		lower = after(append(make([]byte, headLen), token...))
+	}
+	c, err := r.open(id, lower, upper)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := c.close(); err == nil {
+			err = e
+		}
+	}()
+	for n := 0; (q.Limit <= 0 || n < q.Limit) && c.next(); n++ {
+		value := c.value()
+		if q.By != nil {
+			key := append(make([]byte, headLen), value...)
+			if value, err = r.get(t.id, key); err != nil {
+				return err
+			}
+			if value == nil {
+				if _, writing := r.(*Batch); writing {
+					continue // deleted by the loop that reads this list
+				}
+				return fmt.Errorf("index %s of %s names a row that is not there", id.name, id.projection)
+			}
+		}
+		row, err := t.decode(value)
+		if err != nil {
+			return err
+		}
+		if !each(c.key(), row) {
+			return nil
+		}
+	}
+	return c.err()
+}
