@@ -52,6 +52,11 @@ func TestRandomCommands(t *testing.T) {
 			}
 			before := s
 			s = s.Fold(e)
+			// What else might have come of the older state must not reach this one.
+			other := command(r, before, now, events.CommandID(fmt.Sprint("other", step)))
+			if e, err := other.Decide(before, f); err == nil {
+				before.Fold(e)
+			}
 			payload, schema, err := registry.Encode(e)
 			if err != nil {
 				t.Fatal(err)
