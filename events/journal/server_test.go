@@ -20,7 +20,21 @@ import (
 // startServer runs a real server with JetStream in dir.
 func startServer(t testing.TB, dir string) *server.Server {
 	t.Helper()
-	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
+	return startServerOn(t, dir, server.RANDOM_PORT)
+}
+
+func portOf(t testing.TB, s *server.Server) int {
+	t.Helper()
+	address, ok := s.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatalf("the server listens on %v", s.Addr())
+	}
+	return address.Port
+}
+
+func startServerOn(t testing.TB, dir string, port int) *server.Server {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
 	if err != nil {
 		t.Fatal(err)
 	}
