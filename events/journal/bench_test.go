@@ -188,7 +188,7 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		}
 	})
-	for _, n := range []int{1, 10, 16, 20, 100} {
+	for _, n := range []int{1, 8, 9, 20, 100} {
 		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			for b.Loop() {
 				if got, err := j.Load(ctx, a, heads[199-n]); err != nil || len(got) != n {

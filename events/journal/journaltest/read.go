@@ -227,7 +227,12 @@ func followCut(s *suite) {
 	s.Cut()
 	s.Heal()
 	s.grow(region("sydney"), head, total/2)
-	s.wantError("follow", <-done, errReached)
+	select {
+	case err := <-done:
+		s.wantError("follow", err, errReached)
+	case <-time.After(8 * time.Second):
+		s.Fatalf("follow is still at %d", last.Load())
+	}
 }
 
 func gap(s *suite) {
