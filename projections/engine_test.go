@@ -184,7 +184,8 @@ func TestUndeclaredTables(t *testing.T) {
 		t.Errorf("a table of another projection: %v", err)
 	}
 	f := feedOf(t, s, stray{})
-	if err := f.Run(t.Context(), newStream(edited{})); codeOf(err) != CodeUndeclared {
+	var stopped *StoppedError
+	if err := f.Run(t.Context(), newStream(edited{})); !errors.As(err, &stopped) || codeOf(stopped.Err) != CodeUndeclared {
 		t.Errorf("an undeclared table: %v", err)
 	}
 	if _, err := f.Now("nothing"); codeOf(err) != CodeUnknown {

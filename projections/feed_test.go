@@ -121,7 +121,7 @@ func TestWaitFor(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if _, err := f.AsOf(21); !errors.As(err, &behind) || behind.Position != 20 {
+	if _, err := f.AsOf(21); !errors.As(err, &behind) || behind.Position != 20 || codeOf(err) != CodeBehind {
 		t.Errorf("a view of the future: %v", err)
 	}
 }

@@ -230,9 +230,9 @@ func must(t testing.TB, err error) {
 }
 
 func codeOf(err error) Code {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Code
+	var coded interface{ ErrorCode() Code }
+	if errors.As(err, &coded) {
+		return coded.ErrorCode()
 	}
 	return ""
 }
