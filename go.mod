@@ -24,6 +24,7 @@ require (
 	github.com/cockroachdb/tokenbucket v0.0.0-20230807174530-cc333fc44b06
 	github.com/getsentry/sentry-go v0.27.0
 	github.com/gogo/protobuf v1.3.2
+	github.com/golang/protobuf v1.5.3
 	github.com/golang/snappy v0.0.5-0.20231225225746-43d5d4cd4e0e
 	github.com/google/go-tpm v0.9.8
 	github.com/google/uuid v1.6.0
@@ -31,6 +32,7 @@ require (
 	github.com/kr/pretty v0.3.1
 	github.com/kr/text v0.2.0
 	github.com/lithammer/shortuuid/v3 v3.0.7
+	github.com/matttproud/golang_protobuf_extensions v1.0.4
 	github.com/minio/highwayhash v1.0.4
 	github.com/minio/minlz v1.0.1-0.20250507153514-87eb42fe8882
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822
@@ -41,6 +43,7 @@ require (
 	github.com/nats-io/nuid v1.0.1
 	github.com/oklog/ulid v1.3.1
 	github.com/pkg/errors v0.9.1
+	github.com/pmezard/go-difflib v1.0.0
 	github.com/prometheus/client_golang v1.23.0
 	github.com/prometheus/client_model v0.6.2
 	github.com/prometheus/common v0.65.0
