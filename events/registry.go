@@ -26,6 +26,10 @@ type Definition struct {
 // program does not know: written by a newer one, or not by Tombolo at all.
 var ErrUnknownEvent = errors.New("unknown event type or schema")
 
+// ErrTooLarge says that an event, or what accompanies it, is larger than the
+// journal carries.
+var ErrTooLarge = errors.New("too large for an event")
+
 func define[E Event](kind Kind, upcasts ...Upcast) Definition {
 	var zero E
 	return Definition{
@@ -88,7 +92,7 @@ func (r *Registry) Encode(e Event) ([]byte, int, error) {
 		return nil, 0, fmt.Errorf("encode %s: %w", e.EventType(), err)
 	}
 	if len(b) > MaxPayload {
-		return nil, 0, fmt.Errorf("encode %s: %d bytes, at most %d are allowed", e.EventType(), len(b), MaxPayload)
+		return nil, 0, fmt.Errorf("%w: %s has %d bytes, at most %d are allowed", ErrTooLarge, e.EventType(), len(b), MaxPayload)
 	}
 	return b, d.Schema, nil
 }

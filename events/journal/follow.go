@@ -1,0 +1,183 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+const (
+	prefetch  = 1024             // messages asked for ahead
+	heartbeat = 5 * time.Second  // twice this without a sign makes a new consumer
+	abandoned = 30 * time.Second // the server drops a consumer unused for this long
+)
+
+// Follow calls each with every event after the position; see Journal.
+func (j *JetStream) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
+	position := after
+	var stopped error // what each, or a check, ended with
+	err := j.consume(ctx, after, "", func(d delivery) error {
+		if d.sequence != position+1 {
+			// Lost on the way, or in the store?
+			if stopped = j.gapAfter(ctx, position, d.sequence); stopped != nil {
+				return stopped
+			}
+			return errAgain
+		}
+		r, err := j.decode(d.message)
+		if err != nil {
+			stopped = fmt.Errorf("follow the journal: sequence %d: %w", d.sequence, err)
+			return stopped
+		}
+		r.Sequence, r.Stored = d.sequence, d.stored
+		if stopped = each(r); stopped != nil {
+			return stopped
+		}
+		position = d.sequence
+		return nil
+	})
+	if stopped != nil {
+		return stopped
+	}
+	return err
+}
+
+// delivery is a message with what the store says of it.
+type delivery struct {
+	message
+	sequence uint64
+	stored   time.Time
+}
+
+// errAgain asks consume for a new consumer from the last message that went well.
+var errAgain = errors.New("consume again")
+
+// consume calls each with the messages after the position, of one subject or of
+// all, until the context ends, each fails or the journal does. A consumer that
+// breaks is replaced. Its errors are the context's, each's, ErrVanished, ErrGap.
+func (j *JetStream) consume(ctx context.Context, position uint64, filter string, each func(delivery) error) error {
+	pause := firstPause
+	for {
+		err := j.reaches(ctx, position, filter)
+		if err == nil {
+			var failed error
+			err = j.session(ctx, position+1, filter, func(d delivery) error {
+				if d.sequence <= position {
+					return nil
+				}
+				if failed = each(d); failed == nil {
+					position, pause = d.sequence, firstPause
+				}
+				return failed
+			})
+			if failed != nil && !errors.Is(failed, errAgain) {
+				return failed
+			}
+		}
+		switch {
+		case isFinished(ctx):
+			return ctx.Err()
+		case errors.Is(err, ErrVanished), errors.Is(err, ErrGap), errors.Is(err, nats.ErrConnectionClosed):
+			return fmt.Errorf("follow the journal: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+			pause = min(2*pause, lastPause)
+		}
+	}
+}
+
+// reaches checks that the stream is still ours and goes on after the position
+// without a hole.
+func (j *JetStream) reaches(ctx context.Context, position uint64, filter string) error {
+	ctx, cancel := context.WithTimeout(ctx, apiWait)
+	defer cancel()
+	info, err := j.info(ctx)
+	switch {
+	case err != nil:
+		return err
+	case info.State.LastSeq < position:
+		return &GapError{Missing: position}
+	case info.State.LastSeq > position && filter == "":
+		return j.gapAfter(ctx, position, 0)
+	}
+	return nil
+}
+
+// gapAfter tells whether the store lacks the message after the position.
+func (j *JetStream) gapAfter(ctx context.Context, position, found uint64) error {
+	next, err := j.get(ctx, getRequest{Seq: position + 1, NextFor: subjects})
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return &GapError{Missing: position + 1, Found: found}
+	case errors.Is(err, ErrVanished):
+		return err
+	case err == nil && next.Sequence != position+1:
+		return &GapError{Missing: position + 1, Found: next.Sequence}
+	}
+	return nil // there, or not to be known now: the next consumer will tell
+}
+
+// session runs one consumer until it breaks.
+func (j *JetStream) session(ctx context.Context, from uint64, filter string, each func(delivery) error) error {
+	// A consumer without acknowledgements loses what is on the way when the
+	// connection is cut: every new connection gets a new one.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	changes := j.conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer j.conn.RemoveStatusListener(changes)
+	go func() {
+		select {
+		case <-changes:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+
+	consumer, err := j.js.CreateConsumer(ctx, StreamName, jetstream.ConsumerConfig{
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       from,
+		FilterSubject:     filter,
+		AckPolicy:         jetstream.AckNonePolicy,
+		MemoryStorage:     true,
+		Replicas:          1,
+		InactiveThreshold: abandoned,
+	})
+	if err != nil {
+		return err
+	}
+	// Nobody waits for the answer; without it the server drops the consumer by itself.
+	defer func() {
+		_ = j.conn.Publish(j.api+"CONSUMER.DELETE."+StreamName+"."+consumer.CachedInfo().Name, nil)
+	}()
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(heartbeat))
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	next := jetstream.NextContext(ctx)
+	for {
+		m, err := messages.Next(next)
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err // Next prefers a message to the end of the context
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		if err := each(delivery{message{m.Subject(), m.Headers(), m.Data()}, meta.Sequence.Stream, meta.Timestamp}); err != nil {
+			return err
+		}
+	}
+}
