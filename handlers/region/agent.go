@@ -2,6 +2,7 @@ package region
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +33,7 @@ type Agent struct {
 	cache  *chunks.Cache
 	reads  *projections.Store
 	feed   *projections.Feed
+	links  *transfer.Links
 	puller *transfer.Puller
 
 	transferListener, httpListener net.Listener
@@ -56,7 +58,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 			a.Close()
 		}
 	}()
-	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests"} {
+	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -85,10 +87,32 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if a.transferListener, err = listen(cfg.TransferListen); err != nil {
 		return nil, err
 	}
-	if a.transferServer, a.puller, err = a.openTransfer(); err != nil {
+	if err := a.openTransfer(); err != nil {
 		return nil, err
 	}
 	return a, nil
+}
+
+// openTransfer prepares what moves chunks between this region and others.
+func (a *Agent) openTransfer() (err error) {
+	self := string(a.cfg.Region)
+	config := &tls.Config{Certificates: []tls.Certificate{a.cfg.Certificate}, RootCAs: a.cfg.Authority, MinVersion: tls.VersionTLS13}
+	a.links = transfer.NewLinks(self)
+	a.transferServer, err = transfer.NewServer(transfer.ServerOptions{Region: self, Store: a.store, TLS: config, Links: a.links, Log: a.cfg.Log})
+	if err != nil {
+		return err
+	}
+	a.puller, err = transfer.NewPuller(transfer.Options{Region: self, Store: a.store, TLS: config, Links: a.links, Scratch: filepath.Join(a.cfg.Dir, "scratch")})
+	return err
+}
+
+func (a *Agent) serveTransfer(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { a.transferServer.Close() })
+	defer stop()
+	if err := a.transferServer.Serve(a.transferListener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return ctx.Err()
 }
 
 func listen(address string) (net.Listener, error) {
@@ -146,7 +170,7 @@ func (a *Agent) Feed() *projections.Feed { return a.feed }
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
-	g.Go(func() error { return a.transferServer.Serve(ctx, a.transferListener) })
+	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
 	g.Go(func() error {
 		if err := a.startEpoch(ctx); err != nil {

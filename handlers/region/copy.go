@@ -1,11 +1,14 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -23,7 +26,7 @@ func (j *job) copy(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, err
 	}
-	result := events.Result{Manifest: j.Order.Manifest, Bytes: m.Bytes(), Location: "loc:" + string(j.Region) + "/" + slot(j.Order)}
+	result := events.Result{Manifest: j.Order.Manifest, Bytes: m.Bytes(), Location: slot(j.Order)}
 	root := chunks.Root{Name: instanceRoot(j), Owner: string(j.Work)}
 	for _, d := range m.Graph.Disks() {
 		root.Indexes = append(root.Indexes, chunks.Digest(d.Digest))
@@ -69,29 +72,62 @@ func (j *job) pull(ctx context.Context, indexes []chunks.Digest, result *events.
 	if err := j.agent.store.Hold(ctx, string(j.Work), time.Now().Add(holdTime)); err != nil {
 		return ended(err)
 	}
+	for _, source := range sources {
+		if err := j.agent.links.SetCap(transfer.Link{From: source.Region, To: string(j.Region)}, j.agent.cfg.LinkBytesPerSecond); err != nil {
+			return err
+		}
+	}
 	got, err := j.agent.puller.Pull(ctx, transfer.PullRequest{Owner: string(j.Work), Indexes: indexes, Sources: sources, Progress: func(p transfer.Progress) {
-		j.progress(Progress{Step: "copying", Done: p.Done, Total: p.Total, Rate: p.Rate, Left: p.Left})
+		j.progress(Progress{Step: "copying", Done: p.BytesDone, Total: p.BytesTotal, Rate: p.Rate, Left: p.Left})
 	}})
-	result.Received, result.Stored = got.Received, got.Stored
+	result.Received, result.Stored = got.SocketBytes, got.StoredBytes
 	return ended(err)
 }
 
 // sources lists the regions that have verified the version, nearest first.
 func (j *job) sources() ([]transfer.Source, error) {
-	view, err := j.agent.feed.Now()
+	view, err := j.agent.feed.Now("catalogue", "regions")
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
-	holders, err := projections.Holders(view, j.Order.Manifest, j.Region)
+	instances, err := projections.Catalogue{}.Instances(view, j.Account, j.Order.Template)
 	if err != nil {
 		return nil, err
 	}
+	here, _, err := projections.Regions{}.Region(view, j.Region)
+	if err != nil {
+		return nil, err
+	}
+	var holders []projections.RegionRow
+	for _, i := range instances {
+		if i.Version != j.Order.Version || !i.Verified || i.Region == j.Region {
+			continue
+		}
+		row, ok, err := projections.Regions{}.Region(view, i.Region)
+		if err != nil {
+			return nil, err
+		}
+		if ok && row.Transfer != "" {
+			holders = append(holders, row)
+		}
+	}
+	slices.SortFunc(holders, func(x, y projections.RegionRow) int {
+		return cmp.Compare(distance(here.Profile, x.Profile), distance(here.Profile, y.Profile))
+	})
 	var out []transfer.Source
 	for _, h := range holders {
-		out = append(out, transfer.Source{Region: string(h.Region), Address: h.Transfer})
+		out = append(out, transfer.Source{Region: string(h.Region), URL: "https://" + h.Transfer})
 	}
 	return out, nil
+}
+
+// distance is the angle between two places on the globe, in radians.
+func distance(a, b events.RegionProfile) float64 {
+	const degree = math.Pi / 180
+	dLat, dLon := (b.Latitude-a.Latitude)*degree, (b.Longitude-a.Longitude)*degree
+	h := math.Pow(math.Sin(dLat/2), 2) + math.Cos(a.Latitude*degree)*math.Cos(b.Latitude*degree)*math.Pow(math.Sin(dLon/2), 2)
+	return 2 * math.Asin(math.Min(1, math.Sqrt(h)))
 }
 
 // manifest reads the manifest, from the region itself where it is held already.

@@ -30,7 +30,7 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 	if err := a.feed.WaitFor(ctx, sequence); err != nil {
 		return err
 	}
-	view, err := a.feed.Now()
+	view, err := a.feed.Now("regions")
 	if err != nil {
 		return err
 	}

@@ -74,22 +74,27 @@ func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
 	if err := a.feed.WaitFor(ctx, tip); err != nil {
 		return nil, err
 	}
-	view, err := a.feed.Now()
+	view, err := a.feed.Now("work-orders")
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
 	var out []Effect
 	for _, e := range effects {
-		row, ok, err := projections.WorkByID(view, e.Owner)
+		row, ok, err := projections.WorkOrders{}.Work(view, e.Owner)
 		if err != nil {
 			return nil, err
 		}
-		if !ok || row.Region != a.cfg.Region || row.Gone() {
+		if !ok || row.Region != a.cfg.Region || gone(row.State) {
 			out = append(out, e)
 		}
 	}
 	return out, nil
+}
+
+// gone says that nothing of the order's effect should be there any more.
+func gone(s projections.WorkState) bool {
+	return s == projections.WorkStateUndone || s == projections.WorkStateWrittenOff
 }
 
 // Reap removes an orphan. What has an owner is left alone.

@@ -24,10 +24,36 @@ type running struct {
 
 // job is what a kind of work gets to see.
 type job struct {
-	projections.WorkRow
+	openOrder
 	agent   *Agent
 	epoch   int
 	attempt int
+}
+
+// openOrder is an order that waits for this agent, with what it is about.
+type openOrder struct {
+	projections.WorkRow
+	Order events.Order
+}
+
+func openOrders(view *projections.View, region events.RegionID) ([]openOrder, error) {
+	var out []openOrder
+	for resume := ""; ; {
+		page, err := projections.WorkOrders{}.OpenIn(view, region, 0, resume)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range page.Rows {
+			order, _, err := projections.WorkOrders{}.Order(view, row.Work)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, openOrder{row, order})
+		}
+		if resume = page.Resume; resume == "" {
+			return out, nil
+		}
+	}
 }
 
 // schedule performs the region's open orders, a bounded number at once, and
@@ -71,9 +97,9 @@ func (a *Agent) schedule(ctx context.Context) error {
 // watch tells when the projections have moved.
 func (a *Agent) watch(ctx context.Context, moved chan<- struct{}) {
 	for ctx.Err() == nil {
-		position, err := a.feed.Position()
+		position, err := a.feed.Position("work-orders")
 		if err == nil {
-			err = a.feed.WaitFor(ctx, position+1)
+			err = a.feed.WaitFor(ctx, position+1, "work-orders")
 		}
 		if err != nil {
 			return // Run learns of it from the feed itself
@@ -95,22 +121,19 @@ func (a *Agent) wake() {
 // reconcile starts and cancels work so that it fits the open orders. The
 // channel says when to look again though nothing has happened.
 func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (<-chan time.Time, error) {
-	view, err := a.feed.Now()
+	view, err := a.feed.Now("work-orders")
 	if err != nil {
 		return nil, err
 	}
 	defer view.Close()
-	var open []projections.WorkRow
-	for row, err := range projections.OpenWork(view, a.cfg.Region) {
-		if err != nil {
-			return nil, err
-		}
-		open = append(open, row)
+	open, err := openOrders(view, a.cfg.Region)
+	if err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for id, r := range a.jobs {
-		i := slices.IndexFunc(open, func(o projections.WorkRow) bool { return o.Work == id })
+		i := slices.IndexFunc(open, func(o openOrder) bool { return o.Work == id })
 		if i >= 0 && open[i].Undo == r.undo {
 			continue
 		}
@@ -141,7 +164,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 			a.jobs[o.Work] = r
 		}
 		r.attempt++
-		j := &job{WorkRow: o, agent: a, epoch: a.epoch, attempt: r.attempt}
+		j := &job{openOrder: o, agent: a, epoch: a.epoch, attempt: r.attempt}
 		if !o.Undo && k.ready != nil && !k.ready(j) {
 			r.attempt--
 			r.cancel = func() {}
@@ -177,14 +200,14 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 
 // fair orders the work so that the account with the least in progress comes
 // first, undos before the rest, older before newer. a.mu is held.
-func (a *Agent) fair(open []projections.WorkRow) []projections.WorkRow {
+func (a *Agent) fair(open []openOrder) []openOrder {
 	busy := map[events.AccountID]int{}
 	for _, o := range open {
 		if r := a.jobs[o.Work]; r != nil && r.active {
 			busy[o.Account]++
 		}
 	}
-	slices.SortStableFunc(open, func(x, y projections.WorkRow) int {
+	slices.SortStableFunc(open, func(x, y openOrder) int {
 		if x.Undo != y.Undo {
 			if x.Undo {
 				return -1

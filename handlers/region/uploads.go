@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 // uploads takes in the disks of environments that are being made:
@@ -92,23 +91,24 @@ func (u *uploads) find(r *http.Request) (upload, *problem) {
 	if err != nil {
 		return upload{}, refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
 	}
-	view, err := u.agent.feed.Now()
+	view, err := u.agent.feed.Now("work-orders")
 	if err != nil {
 		return upload{}, u.internal(err)
 	}
 	defer view.Close()
 	environment, disk := events.EnvironmentID(r.PathValue("environment")), r.PathValue("node")+"/"+r.PathValue("disk")
-	for row, err := range projections.OpenWork(view, u.agent.cfg.Region) {
-		if err != nil {
-			return upload{}, u.internal(err)
-		}
-		if row.Kind != events.WorkReceive || row.Order.Environment != environment || row.Undo ||
-			account != row.Account && account != events.None {
+	open, err := openOrders(view, u.agent.cfg.Region)
+	if err != nil {
+		return upload{}, u.internal(err)
+	}
+	for _, o := range open {
+		if o.Kind != events.WorkReceive || o.Order.Environment != environment || o.Undo ||
+			account != o.Account && account != events.None {
 			continue
 		}
-		for _, d := range row.Order.Disks {
+		for _, d := range o.Order.Disks {
 			if d.Name == disk {
-				return upload{row.Work, d}, nil
+				return upload{o.Work, d}, nil
 			}
 		}
 		return upload{}, refuse(http.StatusNotFound, "disk-unknown", "environment %s has no disk %s", environment, disk)

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
 )
 
 // Authority signs the regions' certificates.
@@ -103,7 +104,7 @@ func (a *Authority) Region(dir string, region events.RegionID) (tls.Certificate,
 	}
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: string(region)},
-		URIs:        []*url.URL{RegionURI(region)},
+		URIs:        []*url.URL{transfer.RegionURI(string(region))},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
@@ -115,11 +116,6 @@ func (a *Authority) Region(dir string, region events.RegionID) (tls.Certificate,
 		return tls.Certificate{}, fmt.Errorf("sign a certificate for %s: %w", region, err)
 	}
 	return tls.LoadX509KeyPair(certPath, keyPath)
-}
-
-// RegionURI is how a certificate names its region.
-func RegionURI(region events.RegionID) *url.URL {
-	return &url.URL{Scheme: "tombolo", Host: "region", Path: "/" + string(region)}
 }
 
 func sign(template, parent *x509.Certificate, public *ecdsa.PublicKey, signer *ecdsa.PrivateKey, life time.Duration) ([]byte, error) {
