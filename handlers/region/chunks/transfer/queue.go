@@ -104,12 +104,13 @@ func (q *queue) pick(source, want int) *batch {
 	return &b
 }
 
-// steal takes the second half of the batch that would end last, where the thief is at least twice as fast.
+// steal takes the second half of the batch of another source that would end last, where the thief is at least twice as
+// fast. Connections to one source share its link, so between them there is nothing to gain.
 func (q *queue) steal(thief int) *batch {
 	var victim *batch
 	var longest time.Duration
 	for b := range q.batches {
-		if left := b.end - b.next; left >= 2 {
+		if left := b.end - b.next; left >= 2 && b.source != thief {
 			per := q.now().Sub(b.began) / time.Duration(max(1, b.next))
 			if d := per * time.Duration(left); d > longest {
 				victim, longest = b, d
