@@ -187,7 +187,7 @@ func TestQuota(t *testing.T) {
 	defer mustClose(t, s)
 	disk := chunkstest.Disk(6, 12)
 	r := mustPublish(t, s, "a", disk)
-	_, err := publish(t, s, "b", chunkstest.Disk(7, 60))
+	_, err := publish(t, s, "b", chunkstest.Disk(7, 200))
 	wantCode(t, err, chunks.StoreFull)
 	usableAfterFull(t, s, r, disk)
 }

@@ -45,7 +45,7 @@ func fillDisk(t *testing.T, dir string, o Options) {
 	s := mustOpen(t, dir, o)
 	disk := chunkstest.Disk(6, 12)
 	r := mustPublish(t, s, "a", disk)
-	_, err := publish(t, s, "b", chunkstest.Disk(7, 80))
+	_, err := publish(t, s, "b", chunkstest.Disk(7, 300))
 	wantCode(t, err, chunks.StoreFull)
 	if errors.Is(err, syscall.ENOSPC) && o.Reserve == 0 {
 		t.Fatalf("the reserve was used: %v", err)
