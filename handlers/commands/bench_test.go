@@ -45,12 +45,14 @@ func BenchmarkCommand(b *testing.B) {
 			const templates = 1000
 			for i := range templates {
 				w.template(b, number(i))
+				send(b, w.core, "tombolo.command.acme.template.protect", "", fmt.Sprintf(`{"template":"%s","protected":true}`, number(i))).ok(b)
 			}
 			var n atomic.Uint64
+			n.Store(templates - 1)
 			run(b, w, clients, func(c *nats.Conn, worker int, _ *uint64) error {
 				i := n.Add(1)
 				m := nats.NewMsg("tombolo.command.acme.template.protect")
-				m.Data = fmt.Appendf(nil, `{"template":"%s","protected":%v}`, number(int(i%templates)), i/templates%2 == 0)
+				m.Data = fmt.Appendf(nil, `{"template":"%s","protected":%v}`, number(int(i%templates)), i/templates%2 == 0) // each one a change
 				m.Header.Set("tombolo-command-id", fmt.Sprint("c", i))
 				r, err := c.RequestMsg(m, wait)
 				if err == nil && r.Header.Get("Nats-Service-Error") != "" {

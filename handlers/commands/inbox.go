@@ -192,14 +192,20 @@ func (in *Inbox) handle(m *message.Message) (err error) {
 	return err
 }
 
-// record makes the refusal the outcome of the command's operation.
+// record makes the refusal the outcome of the command's operation, unless that
+// has one: the command may come again after it was executed, by somebody who may
+// no longer do so.
 func (in *Inbox) record(ctx context.Context, r Request, no *aggregates.Refusal) error {
 	cause := no.Cause()
 	id := OperationOf(r.Account, r.Command)
+	untouched := uint64(0)
 	_, err := Execute(ctx, in.door.executor, Origin{
-		Account: r.Account, Actor: r.From.Actor, Correlation: string(id), TraceParent: r.TraceParent,
+		Account: r.Account, Actor: r.From.Actor, IfRevision: &untouched, Correlation: string(id), TraceParent: r.TraceParent,
 		Command: events.CommandRef{ID: r.Command, Digest: events.DigestOf([]byte(no.Code))},
 	}, "refused/"+no.Code, operation.Finish{Operation: id, Outcome: events.RolledBack, Cause: &cause})
+	if _, refused := aggregates.AsRefusal(err); refused {
+		return nil
+	}
 	return err
 }
 

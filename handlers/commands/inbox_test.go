@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tombolo-vdc/tombolo/aggregates/operation"
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 )
 
@@ -119,6 +122,80 @@ func TestInbox(t *testing.T) {
 		t.Errorf("%+v, %v", parked, err)
 	}
 	stop()
+}
+
+// moody is a journal that is full for its first appends.
+type moody struct {
+	journal.Journal
+	refusals atomic.Int64
+}
+
+func (m *moody) Append(ctx context.Context, p journal.Proposal) (events.Record, error) {
+	if m.refusals.Add(-1) >= 0 {
+		return events.Record{}, &journal.FullError{Type: p.Event.EventType()}
+	}
+	return m.Journal.Append(ctx, p)
+}
+
+// What a command needs may fail for a while: it is tried again, and what came
+// after it waits. More failures than a poisonous command would get do not park it.
+func TestInboxWaitsForTheJournal(t *testing.T) {
+	w := newWorld(t)
+	w.template(t, "10000001")
+	m := &moody{Journal: w.journal}
+	m.refusals.Store(6)
+	door := w.newDoor(t, m)
+	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox.SetPause(func(int) time.Duration { return time.Millisecond })
+	for i := range 3 {
+		send(t, w.as(t, "ann"), "tombolo.inbox.acme.template.protect", fmt.Sprint("p-", i), fmt.Sprintf(`{"template":"10000001","protected":%v}`, i%2 == 0)).ok(t)
+	}
+	stop := start(t, inbox)
+	w.until(t, of("p-2"))
+	stop()
+	for i, r := range w.history(t, template.Of("acme", "10000001"))[1:] {
+		if r.Command.ID != events.CommandID(fmt.Sprint("p-", i)) {
+			t.Errorf("out of order: %+v", r)
+		}
+	}
+	if parked, err := inbox.Parked(t.Context()); err != nil || len(parked) != 0 || m.refusals.Load() > 0 {
+		t.Errorf("%+v, %v", parked, err)
+	}
+}
+
+// What fails for reasons of its own is parked after a few tries.
+func TestInboxParksPoison(t *testing.T) {
+	w := newWorld(t)
+	w.template(t, "10000001")
+	door := w.newDoor(t, poisoned{w.journal})
+	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox.SetPause(func(int) time.Duration { return time.Millisecond })
+	ann := w.as(t, "ann")
+	send(t, ann, "tombolo.inbox.acme.template.protect", "poison", `{"template":"10000001","protected":true}`).ok(t)
+	send(t, ann, "tombolo.inbox.acme.template.protect", "fine", `{"template":"10000001","protected":true}`).ok(t)
+	stop := start(t, inbox)
+	w.until(t, of("fine"))
+	stop()
+	parked, err := inbox.Parked(t.Context())
+	if err != nil || len(parked) != 1 || parked[0].Command != "poison" {
+		t.Errorf("%+v, %v", parked, err)
+	}
+}
+
+// poisoned panics over one command.
+type poisoned struct{ journal.Journal }
+
+func (p poisoned) Append(ctx context.Context, q journal.Proposal) (events.Record, error) {
+	if q.Command.ID == "poison" {
+		panic("poison")
+	}
+	return p.Journal.Append(ctx, q)
 }
 
 // Whatever got into the stream does not stop what comes after it.

@@ -196,6 +196,8 @@ func TestSenders(t *testing.T) {
 	}
 	send(t, w.core, "tombolo.command._.region.add", "", `{"region":"oslo","profile":{"name":"Oslo","latitude":59.9,"longitude":10.7}}`,
 		"tombolo-actor-account", "_", "tombolo-actor-user", "root").ok(t)
+	send(t, w.core, "tombolo.command._.region.retire", "", `{"region":"oslo","lost":false}`).wants(t, "catalogue-missing", "409")
+	send(t, w.core, "tombolo.command._.region.retire", "", `{"region":"oslo","lost":true}`).ok(t)
 	r := w.history(t, template.Of("acme", "10000001"))
 	if r[1].Actor.User != "tombolo" || r[1].TraceParent == "" || r[2].Actor.User != "ann" || r[2].Causation != "why" {
 		t.Errorf("%+v", r)

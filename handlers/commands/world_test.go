@@ -55,6 +55,7 @@ type world struct {
 	journal *journal.JetStream
 	now     func() time.Time
 	docs    documents.Store
+	users   users
 	door    *commands.Door
 	inbox   *commands.Inbox
 	service *commands.Service
@@ -141,17 +142,8 @@ func newWorld(t testing.TB) *world {
 	if w.docs, err = documents.Open(t.Context(), w.core, ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, 32)), 1); err != nil {
 		t.Fatal(err)
 	}
-	access, err := policies.Access()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.door, err = commands.New(commands.Options{
-		Executor:  commands.NewExecutor(w.journal, func() time.Time { return w.now() }),
-		Directory: u, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.users = u
+	w.door = w.newDoor(t, w.journal)
 	if w.inbox, err = commands.OpenInbox(t.Context(), w.core, w.door, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +158,23 @@ func newWorld(t testing.TB) *world {
 		}
 	})
 	return w
+}
+
+// newDoor makes a door over a journal.
+func (w *world) newDoor(t testing.TB, j journal.Journal) *commands.Door {
+	t.Helper()
+	access, err := policies.Access()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := commands.New(commands.Options{
+		Executor:  commands.NewExecutor(j, func() time.Time { return w.now() }),
+		Directory: w.users, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // syncMode: tests need no disk; benchmarks may say that they do.
