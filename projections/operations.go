@@ -313,8 +313,11 @@ func leave(w *Batch, r events.Record, p PartRow) error {
 			before.State, before.Cause = string(PartDropped), nil
 		}
 	})
+	if err != nil {
+		return err
+	}
 	p.State = string(PartRemoving)
-	return cmp.Or(err, join(w, r, p))
+	return join(w, r, p)
 }
 
 func (Operations) instance(w *Batch, r events.Record, fact events.InstanceEvent) error {
