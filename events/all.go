@@ -25,6 +25,8 @@ func all() []Definition {
 		define[LeasesInherited](KindPool),
 		define[LeasesBound](KindPool),
 		define[LeasesReleased](KindPool),
+		define[LeaseGranted](KindPool),
+		define[LeaseRevoked](KindPool),
 
 		define[EnvironmentDeclared](KindEnvironment),
 		define[EnvironmentMapped](KindEnvironment),

@@ -54,13 +54,14 @@ const (
 	Follows   Chosen = "follows"   // it carries the value of what it leans on
 )
 
-// LeasesReserved: the instance holds these. Inherited names leases of the
-// instance before it, which become its own when its version is activated.
+// LeasesReserved: the instance holds these. Inherited are leases of the
+// instance before it, which become its own when its version is activated; they
+// stand here in full, so that the instance's map can be made from this event.
 type LeasesReserved struct {
 	inPool
 	Owner     Owner     `json:"owner"`
 	Leases    []Lease   `json:"leases,omitempty"`
-	Inherited []LeaseID `json:"inherited,omitempty"`
+	Inherited []Lease   `json:"inherited,omitempty"`
 	Until     time.Time `json:"until"` // released if not confirmed by then
 }
 
@@ -79,8 +80,9 @@ func (LeasesConfirmed) EventType() Type { return "pool.leases-confirmed" }
 // LeasesInherited: the newer instance owns what it inherited.
 type LeasesInherited struct {
 	inPool
-	From Owner `json:"from"`
-	To   Owner `json:"to"`
+	From   Owner     `json:"from"`
+	To     Owner     `json:"to"`
+	Leases []LeaseID `json:"leases"`
 }
 
 // EventType is the wire name.
@@ -90,24 +92,53 @@ func (LeasesInherited) EventType() Type { return "pool.leases-inherited" }
 // free, and fresh ones.
 type LeasesBound struct {
 	inPool
-	Owner Owner     `json:"owner"` // the environment
-	Bound []LeaseID `json:"bound,omitempty"`
-	Fresh []Lease   `json:"fresh,omitempty"`
+	Owner Owner   `json:"owner"` // the environment
+	Bound []Lease `json:"bound,omitempty"`
+	Fresh []Lease `json:"fresh,omitempty"`
 }
 
 // EventType is the wire name.
 func (LeasesBound) EventType() Type { return "pool.leases-bound" }
 
-// LeasesReleased: the owner holds nothing of this pool any more. What another
-// uses (an environment a lease of its instance) stays with that one.
+// LeasesReleased: the owner holds nothing of this pool any more. Each of its
+// leases is in one of the three lists.
 type LeasesReleased struct {
 	inPool
-	Owner Owner  `json:"owner"`
-	Why   string `json:"why"` // "removed", "expired", "abandoned", "lost"
+	Owner  Owner     `json:"owner"`
+	Why    string    `json:"why"`              // "removed", "expired", "abandoned", "lost"
+	Freed  []LeaseID `json:"freed,omitempty"`  // nobody's any more
+	Kept   []LeaseID `json:"kept,omitempty"`   // stay with the environment that uses them, or the instance that owns them
+	Passed []Passed  `json:"passed,omitempty"` // an instance that was to inherit them owns them now
 }
 
 // EventType is the wire name.
 func (LeasesReleased) EventType() Type { return "pool.leases-released" }
+
+// Passed is one lease that went to the instance that was to inherit it.
+type Passed struct {
+	Lease LeaseID    `json:"lease"`
+	To    InstanceID `json:"to"`
+}
+
+// LeaseGranted: an administrator gave one value to an account for something
+// that Tombolo does not run. Its Resource is what the administrator called it.
+type LeaseGranted struct {
+	inPool
+	Account AccountID `json:"account"`
+	Lease   Lease     `json:"lease"`
+}
+
+// EventType is the wire name.
+func (LeaseGranted) EventType() Type { return "pool.lease-granted" }
+
+// LeaseRevoked: a value that an administrator gave is free again.
+type LeaseRevoked struct {
+	inPool
+	Lease LeaseID `json:"lease"`
+}
+
+// EventType is the wire name.
+func (LeaseRevoked) EventType() Type { return "pool.lease-revoked" }
 
 // Substitution is one line of a map: in place of From, this region uses To.
 type Substitution struct {
