@@ -2,7 +2,6 @@ package projections
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +37,6 @@ type RegionRow struct {
 	Epoch     int                  `json:"epoch"`               // 0 before any agent came
 	Agent     string               `json:"agent,omitempty"`     // that started the epoch
 	Successor string               `json:"successor,omitempty"` // agent that may start the next epoch in its place
-	NKeys     []string             `json:"nkeys,omitempty"`     // enrolled, in the order they were
 	Transfer  string               `json:"transfer,omitempty"`  // host:port where other regions pull chunks
 	HTTP      string               `json:"http,omitempty"`      // host:port where people ask the region
 	Added     time.Time            `json:"added"`               // when the journal stored it
@@ -91,10 +89,6 @@ func (Regions) Apply(w *Batch, r events.Record) error {
 			row.Successor = ""
 		case events.AgentReplaced:
 			row.Successor = e.Agent
-		case events.AgentEnrolled:
-			if !slices.Contains(row.NKeys, e.NKey) {
-				row.NKeys = append(row.NKeys, e.NKey)
-			}
 		case events.RegionDraining:
 			row.State, row.Operation = RegionDraining, e.Operation
 		case events.RegionRetired:

@@ -127,7 +127,8 @@ func (v *environments) React(r events.Record) []Send {
 func (v *environments) bind() []Send {
 	var out []Send
 	for _, t := range v.types() {
-		cmd := pool.Bind{Ref: pool.Ref{Region: v.Region, Type: t}, Owner: v.owner()}
+		cmd := pool.Bind{Region: v.Region, Type: events.PoolID(t), Command: events.CommandID(string(v.Environment) + "/bind " + t),
+			Owner: v.owner(), Choices: map[string]string{}}
 		if o := v.Declared.Origin; o != nil {
 			cmd.Instance = o.Instance
 		}
@@ -137,7 +138,7 @@ func (v *environments) bind() []Send {
 			}
 			cmd.Resources = append(cmd.Resources, res.ID)
 			if v.Declared.Origin == nil && res.Value != "" {
-				cmd.Choices = append(cmd.Choices, events.Choice{Region: v.Region, Resource: res.ID, Value: res.Value})
+				cmd.Choices[res.ID] = res.Value
 			}
 		}
 		out = append(out, send(v.Account, "bind "+t, cmd))
@@ -225,7 +226,7 @@ func (v *environments) discard() []Send {
 func (v *environments) gone() []Send {
 	out := []Send{send(v.Account, "release name", name.Release{Region: v.Region, Name: v.Declared.Name, Owner: string(v.Environment)})}
 	for _, t := range v.types() {
-		out = append(out, send(v.Account, "release "+t, pool.Release{Ref: pool.Ref{Region: v.Region, Type: t}, Owner: v.owner(), Why: "removed"}))
+		out = append(out, send(v.Account, "release "+t, pool.Release{Region: v.Region, Type: events.PoolID(t), Owner: v.owner(), Why: "removed"}))
 	}
 	if v.Deleting != "" {
 		return append(out, send(v.Account, "deleted", environment.RecordDeleted{Ref: v.ref()}))

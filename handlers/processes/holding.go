@@ -159,7 +159,9 @@ func (h *holding) reserve(now time.Time) []Send {
 		if _, have := h.Reserved[t]; have {
 			continue
 		}
-		cmd := pool.Reserve{Ref: pool.Ref{Region: h.Region, Type: t}, Owner: h.owner(), Until: now.Add(reservationTime)}
+		step := h.step("reserve " + t)
+		cmd := pool.Reserve{Region: h.Region, Type: events.PoolID(t), Command: events.CommandID(string(h.Instance) + "/" + step),
+			Owner: h.owner(), Choices: map[string]string{}, Until: now.Add(reservationTime)}
 		if h.Wanted.Inherits != "" {
 			cmd.InheritFrom = h.Wanted.Inherits
 		}
@@ -170,10 +172,10 @@ func (h *holding) reserve(now time.Time) []Send {
 		}
 		for _, c := range h.Wanted.Choices {
 			if c.Region == h.Region && slices.Contains(cmd.Resources, c.Resource) {
-				cmd.Choices = append(cmd.Choices, c)
+				cmd.Choices[c.Resource] = c.Value
 			}
 		}
-		out = append(out, send(h.Account, h.step("reserve "+t), cmd))
+		out = append(out, send(h.Account, step, cmd))
 	}
 	if len(out) == 0 {
 		return h.mapWhenComplete()
@@ -199,7 +201,7 @@ func (h *holding) mapWhenComplete() []Send {
 	}
 	out := []Send{send(h.Account, h.step("map"), instance.RecordMap{Ref: h.ref(), Map: substitutions(h.Wanted.Resources, h.Reserved)})}
 	for _, t := range h.types() {
-		out = append(out, send(h.Account, h.step("confirm "+t), pool.Confirm{Ref: pool.Ref{Region: h.Region, Type: t}, Owner: h.owner()}))
+		out = append(out, send(h.Account, h.step("confirm "+t), pool.Confirm{Region: h.Region, Type: events.PoolID(t), Owner: h.owner()}))
 	}
 	return out
 }
@@ -228,7 +230,7 @@ func (h *holding) order() events.Order {
 func (h *holding) release(why string) []Send {
 	var out []Send
 	for _, t := range h.types() {
-		out = append(out, send(h.Account, h.step("release "+t), pool.Release{Ref: pool.Ref{Region: h.Region, Type: t}, Owner: h.owner(), Why: why}))
+		out = append(out, send(h.Account, h.step("release "+t), pool.Release{Region: h.Region, Type: events.PoolID(t), Owner: h.owner(), Why: why}))
 	}
 	return out
 }

@@ -311,7 +311,7 @@ func (p *placing) onActivated(e events.VersionActivated) []Send {
 			}
 			for _, t := range pooledTypes(v.Resources) {
 				out = append(out, send(p.Account, fmt.Sprintf("inherit %s in %s: %d to %d for %s", t, region, before.Version, v.Version, e.Operation), pool.Inherit{
-					Ref: pool.Ref{Region: region, Type: t}, From: p.owner(before.Version, region), To: p.owner(v.Version, region)}))
+					Region: region, Type: events.PoolID(t), From: p.owner(before.Version, region), To: p.owner(v.Version, region)}))
 			}
 		}
 	}
