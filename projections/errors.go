@@ -17,6 +17,14 @@ const (
 	CodeResumeInvalid Code = "resume-invalid"          // the resume token is not one of this question
 	CodeOutOfOrder    Code = "position-out-of-order"   // a consumer's commit is not later than its position
 	CodeFailed        Code = "projection-feed-stopped" // the feed stopped at an event
+
+	CodeTemplateUnknown    Code = "template-unknown"    // the account never had the template
+	CodeTemplateDeleted    Code = "template-deleted"    // the template was deleted; the error says when
+	CodeVersionUnknown     Code = "version-unknown"     // the template has no such version
+	CodeVersionGone        Code = "version-gone"        // the version was abandoned or retired; the error says when
+	CodeLocationUnknown    Code = "location-unknown"    // no instance was ever at the place
+	CodeLocationEmpty      Code = "location-empty"      // the place's region does not hold the active version
+	CodeReferenceAmbiguous Code = "reference-ambiguous" // the reference may mean several templates; the error lists them
 )
 
 // Error is a failure with a code.
