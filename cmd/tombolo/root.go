@@ -191,7 +191,9 @@ func isTerminal(stream any) bool {
 }
 
 // color reports whether colours are welcome (https://no-color.org).
-func (a *app) color() bool { return isTerminal(a.err) && a.env("NO_COLOR") == "" && a.env("TERM") != "dumb" }
+func (a *app) color() bool {
+	return isTerminal(a.err) && a.env("NO_COLOR") == "" && a.env("TERM") != "dumb"
+}
 
 // log is for what runs in this process; -v shows more.
 func (a *app) log() *slog.Logger {

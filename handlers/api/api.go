@@ -19,12 +19,13 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 // Users knows who a bearer token belongs to. Only digests of tokens are known.
 type Users interface {
-	ByToken(digest events.Digest) (User, bool)
+	ByToken(ctx context.Context, digest events.Digest) (User, bool, error)
 }
 
 // User is who a credential stands for.
@@ -35,35 +36,9 @@ type User struct {
 	Region  events.RegionID // agents only
 }
 
-// Commander is the bus's front door as this package needs it. Errors: a
-// *aggregates.Refusal, or what the journal answers.
+// Commander is the bus's front door as this package needs it: commands.Door.
 type Commander interface {
-	Do(ctx context.Context, r Request) (Answer, error)
-}
-
-// Request is one command on its way to the door. Account and Actor come from the
-// credential, never from the body.
-type Request struct {
-	Account     events.AccountID // on whose behalf
-	Actor       events.Actor
-	Role        events.Role
-	Region      events.RegionID // of an agent's credential
-	Kind        events.Kind
-	Verb        string
-	Body        json.RawMessage
-	CommandID   events.CommandID
-	IfRevision  *uint64 // refuse unless the aggregate is at this revision
-	TraceParent string
-}
-
-// Answer is what came of a command.
-type Answer struct {
-	ID        string             // of the aggregate
-	Operation events.OperationID // of what the command set in motion; empty for a single event
-	Sequence  uint64
-	Revision  uint64
-	Because   string // why there was nothing to do
-	Result    json.RawMessage
+	Do(ctx context.Context, r commands.Request) (commands.Answer, error)
 }
 
 // Documents gives graphs and manifests by digest.
@@ -97,6 +72,7 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Handlers  Handlers       // nil: nothing is ever parked here
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
@@ -121,6 +97,13 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.poolRoutes()
+	s.environmentRoutes()
+	s.templateRoutes()
+	s.operationRoutes()
+	s.workRoutes()
+	s.accountRoutes()
+	s.auditRoutes()
 	s.eventRoutes()
 	s.documentErrors()
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

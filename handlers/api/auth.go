@@ -22,7 +22,10 @@ func (s *Server) authenticate(r *http.Request) (User, *Problem) {
 		return User{}, problem(http.StatusUnauthorized, "credentials-missing", "%s %s needs a bearer token", r.Method, r.URL.Path).
 			withNext("send Authorization: Bearer <token>; `tombolo up` writes one into DIR/context.json")
 	}
-	u, ok := s.Users.ByToken(events.DigestOf([]byte(strings.TrimSpace(token))))
+	u, ok, err := s.Users.ByToken(r.Context(), events.DigestOf([]byte(strings.TrimSpace(token))))
+	if err != nil {
+		return User{}, s.problemOf(r.Context(), err)
+	}
 	if !ok {
 		return User{}, problem(http.StatusUnauthorized, "credentials-unknown", "the bearer token is nobody's").
 			withNext("the user may have been removed, or the token is of another installation")

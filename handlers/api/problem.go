@@ -13,6 +13,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -85,6 +86,21 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 	var behind *projections.BehindError
 	var reads *projections.Error
 	if errors.As(err, &p) {
+		return p
+	}
+	var unknown *projections.NotFoundError
+	var ambiguous *projections.AmbiguousError
+	var graph *commands.GraphError
+	switch {
+	case errors.As(err, &unknown):
+		return problem(http.StatusNotFound, string(unknown.Code), "%s", unknown.Detail)
+	case errors.As(err, &ambiguous):
+		return problem(http.StatusConflict, string(projections.CodeReferenceAmbiguous), "%s", ambiguous.Error()).withNext("use the number")
+	case errors.As(err, &graph):
+		p := problem(statusOf(graph.Refusal), graph.Refusal.Code, "%s", graph.Refusal.Text)
+		for _, f := range graph.Findings {
+			p.Findings = append(p.Findings, Finding(f))
+		}
 		return p
 	}
 	if r, ok := aggregates.AsRefusal(err); ok {
@@ -168,5 +184,9 @@ func (s *Server) documentErrors() {
 	ours := huma.SchemaFromType(schemas, typeOf[Problem]())
 	if theirs := schemas.Map()["ErrorModel"]; theirs != nil {
 		*theirs = *ours
+	}
+	// Rows show times as RFC 3339 text by a MarshalJSON of their own.
+	if t := schemas.Map()["Time"]; t != nil {
+		*t = huma.Schema{Type: huma.TypeString, Format: "date-time", Description: "UTC, milliseconds"}
 	}
 }

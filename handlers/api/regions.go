@@ -80,6 +80,17 @@ type retireRegion struct {
 	}
 }
 
+// Bodies of commands, as the door's table has them.
+type (
+	regionBody struct {
+		Region events.RegionID `json:"region"`
+	}
+	retireBody struct {
+		Region events.RegionID `json:"region"`
+		Lost   bool            `json:"lost"`
+	}
+)
+
 type takeoverRegion struct {
 	regionWrite
 	Body struct {
@@ -102,7 +113,7 @@ func (s *Server) regionRoutes() {
 			if err != nil {
 				return Accepted{}, err
 			}
-			return s.send(ctx, in.Write, events.None, events.KindRegion, verb, region.Drain{Region: r})
+			return s.send(ctx, in.Write, events.None, events.KindRegion, verb, regionBody{r})
 		})
 	}
 	onRegion("/v1/regions/{region}/drain", "drain-region", "Place nothing new in it, and have what is there leave", "drain")
@@ -111,7 +122,7 @@ func (s *Server) regionRoutes() {
 		if err != nil {
 			return Accepted{}, err
 		}
-		return s.send(ctx, in.Write, events.None, events.KindRegion, "retire", region.Retire{Region: r, Lost: in.Body.Lost})
+		return s.send(ctx, in.Write, events.None, events.KindRegion, "retire", retireBody{r, in.Body.Lost})
 	})
 	command(s, http.MethodPost, "/v1/regions/{region}/takeover", "take-over-region", "Let another agent own it", func(ctx context.Context, in *takeoverRegion) (Accepted, error) {
 		r, err := s.knownRegion(ctx, in.Region)

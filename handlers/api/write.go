@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
 )
 
 // Write is what every write takes.
@@ -24,12 +24,12 @@ type Write struct {
 // Accepted is the answer to a write.
 type Accepted struct {
 	ID        string             `json:"id" doc:"of what the command was about"`
+	Region    events.RegionID    `json:"region,omitempty"`
 	Operation events.OperationID `json:"operation,omitempty" doc:"of what it set in motion; GET /v1/operations/{id}"`
 	Sequence  uint64             `json:"sequence" doc:"of the event; give it to a read as after= to read your own write"`
 	Revision  uint64             `json:"revision" doc:"of what the command was about"`
 	Because   string             `json:"because,omitempty" doc:"why there was nothing to do"`
 	Command   events.CommandID   `json:"command" doc:"the Idempotency-Key, or the one that was made up for it"`
-	Result    json.RawMessage    `json:"result,omitempty" doc:"what else the command has to say"`
 }
 
 // write is a write's answer on the wire.
@@ -52,15 +52,6 @@ func (s *Server) send(ctx context.Context, w Write, account events.AccountID, ki
 		return Accepted{}, problem(http.StatusServiceUnavailable, "not-here", "this is a region: it answers reads, and changes nothing").
 			withNext("send it to the control plane at %s", s.Home)
 	}
-	id := events.CommandID(w.Key)
-	if id == "" {
-		id = events.CommandID(rand.Text())
-	}
-	for _, c := range id {
-		if c <= ' ' || c > '~' {
-			return Accepted{}, problem(http.StatusUnprocessableEntity, "command-id-invalid", "an Idempotency-Key is at most 64 printable ASCII characters without spaces")
-		}
-	}
 	revision, err := ifMatch(w.IfMatch)
 	if err != nil {
 		return Accepted{}, err
@@ -70,14 +61,14 @@ func (s *Server) send(ctx context.Context, w Write, account events.AccountID, ki
 		return Accepted{}, err
 	}
 	u := callerOf(ctx)
-	a, err := s.Commands.Do(ctx, Request{
-		Account: account, Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region,
-		Kind: kind, Verb: verb, Body: payload, CommandID: id, IfRevision: revision, TraceParent: w.TraceParent,
+	a, err := s.Commands.Do(ctx, commands.Request{
+		Account: account, Kind: kind, Verb: verb, Command: events.CommandID(w.Key), Body: payload, IfRevision: revision, TraceParent: w.TraceParent,
+		From: commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region},
 	})
 	if err != nil {
 		return Accepted{}, err
 	}
-	return Accepted{ID: a.ID, Operation: a.Operation, Sequence: a.Sequence, Revision: a.Revision, Because: a.Because, Command: id, Result: a.Result}, nil
+	return Accepted{ID: a.ID, Region: a.Region, Operation: a.Operation, Sequence: a.Sequence, Revision: a.Revision, Because: a.NothingToDo, Command: a.CommandID}, nil
 }
 
 // ifMatch reads a revision as ETag gives it; "*" and nothing ask for none.

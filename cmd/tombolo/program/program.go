@@ -27,6 +27,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/processes"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
@@ -71,6 +72,9 @@ type Program struct {
 	feed     *projections.Feed
 	executor *commands.Executor
 	runner   *processes.Runner
+	door     *commands.Door
+	documents *documents.Bucket
+	bootstrapped uint64 // position at which accounts and regions are there
 	listener net.Listener
 	server   *http.Server
 	keys     keyring
@@ -146,6 +150,9 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	}
 	if err := p.bootstrap(ctx); err != nil {
 		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+	}
+	if err := p.openDoor(ctx); err != nil {
+		return nil, err
 	}
 	if err := p.openHTTP(ctx); err != nil {
 		return nil, err
@@ -266,16 +273,11 @@ func (p *Program) openReads() (err error) {
 		return err
 	}
 	p.opened(p.store.Close)
-	if p.feed, err = p.store.Feed(all()...); err != nil {
+	if p.feed, err = p.store.Feed(projections.All()...); err != nil {
 		return err
 	}
 	p.runner, err = processes.New(p.journal, p.executor, p.store, p.config.Log.With("part", "processes"))
 	return err
-}
-
-// all is the set of projections.
-func all() []projections.Projection {
-	return []projections.Projection{projections.Regions{}}
 }
 
 func (p *Program) openAgents(ctx context.Context) error {
@@ -289,7 +291,9 @@ func (p *Program) openAgents(ctx context.Context) error {
 			return err
 		}
 		a, err := p.config.OpenAgent(ctx, AgentConfig{Region: region, Dir: p.dir("regions", r), Log: p.config.Log.With("part", "agent", "region", r),
-			Connect: func(o ...nats.Option) (*nats.Conn, error) { return p.bus.Connect(append([]nats.Option{signIn}, o...)...) }})
+			Connect: func(o ...nats.Option) (*nats.Conn, error) {
+				return p.bus.Connect(append([]nats.Option{signIn}, o...)...)
+			}})
 		if err != nil {
 			return fmt.Errorf("start the agent of %s: %w", r, err)
 		}
@@ -395,6 +399,9 @@ func (p *Program) Close() error {
 // ready are the program's own checks.
 func (p *Program) ready() []api.Check {
 	out := []api.Check{{Name: "bus", Err: p.bus.Ready()}}
+	if at, err := p.feed.Position(); err == nil && at < p.bootstrapped {
+		out = append(out, api.Check{Name: "catching up", Err: fmt.Errorf("position %d of %d", at, p.bootstrapped)})
+	}
 	running := api.Check{Name: "processes"}
 	select {
 	case <-p.runner.Running():
