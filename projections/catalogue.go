@@ -21,7 +21,7 @@ import (
 //	catalogue.version.manifest   <account> <digest> <number> <version>
 //	catalogue.instance           <instance id>                                    → InstanceRow, removed ones too
 //	catalogue.instance.where     <account> <number> <region> <version> <instance id>
-//	catalogue.instance.region    <region> <account> <instance id>
+//	catalogue.instance.region    <region> <account> <instance id>                 not removed
 //	catalogue.instance.slot      <account> <region> <slot> <instance id>
 //	catalogue.map                <instance id>                                    → MapRow
 //	catalogue.copy               <work id>                                        → copyRow
@@ -231,8 +231,13 @@ var (
 	instancesWhere = NewIndex("where", func(i InstanceRow) []Key {
 		return []Key{{string(i.Account), string(i.Template), string(i.Region), Number(uint64(i.Version))}}
 	})
-	instancesRegion = NewIndex("region", func(i InstanceRow) []Key { return []Key{{string(i.Region), string(i.Account)}} })
-	instancesSlot   = NewIndex("slot", func(i InstanceRow) []Key {
+	instancesRegion = NewIndex("region", func(i InstanceRow) []Key {
+		if i.Condition == ConditionRemoved {
+			return nil
+		}
+		return []Key{{string(i.Region), string(i.Account)}}
+	})
+	instancesSlot = NewIndex("slot", func(i InstanceRow) []Key {
 		return []Key{{string(i.Account), string(i.Region), i.slot()}}
 	})
 	instances = NewTable("catalogue", "instance", func(i InstanceRow) Key { return Key{string(i.ID)} },
@@ -451,9 +456,11 @@ func (Catalogue) work(w *Batch, r events.Record, fact events.WorkEvent) error {
 	if err != nil || !ok {
 		return err
 	}
-	return instances.Change(w, func(i *InstanceRow) {
-		if i.Observed != observed && i.Condition != ConditionRemoved && (!observed || i.Condition != ConditionRemoving) {
-			i.Observed, i.ObservedBy = observed, evidence(r)
-		}
-	}, string(c.Instance))
+	// No aggregate guards that the instance of an order exists.
+	i, ok, err := instances.Get(w, string(c.Instance))
+	if err != nil || !ok || i.Observed == observed || i.Condition == ConditionRemoved || observed && i.Condition == ConditionRemoving {
+		return err
+	}
+	i.Observed, i.ObservedBy = observed, evidence(r)
+	return instances.Put(w, i)
 }

@@ -109,8 +109,8 @@ func (Catalogue) Map(r Reader, id events.InstanceID) ([]events.Substitution, boo
 	return row.Map, ok, err
 }
 
-// HeldIn gives the instances in a region by account and instance id, a page at a
-// time; only those of an account if that is not empty; removed ones too.
+// HeldIn gives the instances in a region that are not removed, by account and
+// instance id, a page at a time; only those of an account if that is not empty.
 func (Catalogue) HeldIn(r Reader, region events.RegionID, account events.AccountID, limit int, resume string) (Page[InstanceRow], error) {
 	prefix := Key{string(region)}
 	if account != "" {
