@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+)
+
+// client asks one server over HTTP.
+type client struct {
+	app     *app
+	context contexts.Context
+}
+
+func accountID(s string) events.AccountID { return events.AccountID(s) }
+
+// request makes a request with the credentials and the account.
+func (c *client) request(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Request, error) {
+	if query == nil {
+		query = url.Values{}
+	}
+	if c.context.Account != "" && c.context.Account != c.context.Home {
+		query.Set("account", string(c.context.Account))
+	}
+	target := strings.TrimSuffix(c.context.HTTP, "/") + path
+	if len(query) > 0 {
+		target += "?" + query.Encode()
+	}
+	r, err := http.NewRequestWithContext(ctx, method, target, body)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Authorization", "Bearer "+c.context.Token)
+	r.Header.Set("Accept", "application/json")
+	return r, nil
+}
+
+// send does a request and gives the answer's body.
+func (c *client) send(r *http.Request) ([]byte, *http.Response, error) {
+	start := time.Now()
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, nil, c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, nil, c.unreachable(err)
+	}
+	if c.app.verbose > 0 {
+		c.app.say("%s %s: %d in %s", r.Method, r.URL.Path, resp.StatusCode, time.Since(start).Round(time.Millisecond))
+	}
+	if resp.StatusCode >= 400 {
+		return nil, nil, c.problem(resp, b)
+	}
+	return b, resp, nil
+}
+
+func (c *client) unreachable(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fail(exitRunning, "timed-out", "%s did not answer in time", c.context.HTTP)
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	return fail(exitError, "server-unreachable", "the server at %s cannot be reached: %v", c.context.HTTP, err).
+		withNext("is it running (tombolo up)? tombolo doctor looks closer")
+}
+
+func (c *client) problem(resp *http.Response, body []byte) error {
+	var p api.Problem
+	if err := json.Unmarshal(body, &p); err != nil || p.Code == "" {
+		return fail(exitError, "not-tombolo", "%s answered %s, and not as a Tombolo server does", c.context.HTTP, resp.Status)
+	}
+	f := fail(exitOf(&p), p.Code, "%s", p.Detail)
+	f.Next, f.Findings = p.Next, p.Findings
+	switch {
+	case p.Operation != "":
+		f.Where = "operation " + string(p.Operation)
+	case p.Region != "":
+		f.Where = "region " + string(p.Region)
+	}
+	return f
+}
+
+// read asks for something, as of the moment that the flags name.
+func (c *client) read(ctx context.Context, path string, query url.Values) ([]byte, error) {
+	if query == nil {
+		query = url.Values{}
+	}
+	if c.app.asOf != "" {
+		query.Set("as-of", c.app.asOf)
+	} else if c.app.position > 0 {
+		query.Set("after", strconv.FormatUint(c.app.position, 10))
+	}
+	r, err := c.request(ctx, http.MethodGet, path, query, nil)
+	if err != nil {
+		return nil, err
+	}
+	b, _, err := c.send(r)
+	return b, err
+}
+
+// write sends a command. The answer's position is what later reads wait for.
+func (c *client) write(ctx context.Context, method, path string, body any) ([]byte, api.Accepted, error) {
+	var accepted api.Accepted
+	if body == nil {
+		body = struct{}{}
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, accepted, err
+	}
+	r, err := c.request(ctx, method, path, nil, bytes.NewReader(b))
+	if err != nil {
+		return nil, accepted, err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	if c.app.key != "" {
+		r.Header.Set("Idempotency-Key", c.app.key)
+	}
+	if c.app.revision > 0 {
+		r.Header.Set("If-Match", fmt.Sprintf("%q", strconv.FormatUint(c.app.revision, 10)))
+	}
+	answer, _, err := c.send(r)
+	if err != nil {
+		return nil, accepted, err
+	}
+	if err := json.Unmarshal(answer, &accepted); err != nil {
+		return nil, accepted, fail(exitError, "not-tombolo", "the server's answer cannot be read: %v", err)
+	}
+	c.app.position = max(c.app.position, accepted.Sequence)
+	if accepted.Because != "" {
+		c.app.say("nothing to do: %s", accepted.Because)
+	}
+	return answer, accepted, nil
+}
+
+// list reads all pages of a list and gives them as one.
+func (c *client) list(ctx context.Context, path string, query url.Values) ([]byte, error) {
+	var all struct {
+		Position uint64            `json:"position"`
+		Lag      *uint64           `json:"lag"`
+		Items    []json.RawMessage `json:"items"`
+	}
+	all.Items = []json.RawMessage{}
+	if query == nil {
+		query = url.Values{}
+	}
+	for next := ""; ; {
+		if next != "" {
+			query.Set("next", next)
+		}
+		b, err := c.read(ctx, path, query)
+		if err != nil {
+			return nil, err
+		}
+		var page struct {
+			Position uint64            `json:"position"`
+			Lag      *uint64           `json:"lag"`
+			Items    []json.RawMessage `json:"items"`
+			Next     string            `json:"next"`
+		}
+		if err := json.Unmarshal(b, &page); err != nil {
+			return nil, fail(exitError, "not-tombolo", "the server's answer cannot be read: %v", err)
+		}
+		if next == "" {
+			all.Position, all.Lag = page.Position, page.Lag
+			query.Set("as-of", strconv.FormatUint(page.Position, 10)) // all pages of one moment
+		}
+		all.Items = append(all.Items, page.Items...)
+		if next = page.Next; next == "" {
+			return json.Marshal(all)
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+var eventColumns = []column{{"SEQUENCE", "sequence", false}, {"TIME", "stored", false}, {"TYPE", "type", false}, {"SUBJECT", "subject", false},
+	{"ACTOR", "actoruser", false}, {"REVISION", "revision", true}, {"CORRELATION", "correlation", true}, {"DIGEST", "digest", true}}
+
+// eventFilter is what people may narrow events down by.
+type eventFilter struct {
+	kinds, types []string
+	region, id   string
+	from, to     uint64
+}
+
+func (e *eventFilter) flags(c *cobra.Command) *cobra.Command {
+	f := c.Flags()
+	f.StringSliceVar(&e.kinds, "kind", nil, "only of these kinds of aggregate")
+	f.StringSliceVar(&e.types, "type", nil, "only of these types; a trailing * stands for any end")
+	f.StringVar(&e.region, "region", "", "only of this region")
+	f.StringVar(&e.id, "id", "", "only of the aggregate or operation with this id")
+	f.Uint64Var(&e.from, "from", 0, "first sequence")
+	f.Uint64Var(&e.to, "to", 0, "last sequence")
+	return c
+}
+
+func (e *eventFilter) query() url.Values {
+	q := url.Values{}
+	for _, k := range e.kinds {
+		q.Add("kind", k)
+	}
+	for _, t := range e.types {
+		q.Add("type", t)
+	}
+	set(q, "region", e.region)
+	set(q, "id", e.id)
+	if e.from > 0 {
+		q.Set("from", strconv.FormatUint(e.from, 10))
+	}
+	if e.to > 0 {
+		q.Set("to", strconv.FormatUint(e.to, 10))
+	}
+	return q
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var filter eventFilter
+	var follow bool
+	c := a.verb("events", "What has happened, and with --follow what happens", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		if follow {
+			return c.follow(ctx, filter.query())
+		}
+		return c.history(ctx, filter.query())
+	})
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	return filter.flags(c)
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	var filter eventFilter
+	log := filter.flags(a.verb("log", "The journal's records", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		return c.history(ctx, filter.query())
+	}))
+	at := a.verb("at SEQ|TIME", "The catalogue as of then", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, "/v1/audit/at/"+url.PathEscape(args[0]), nil, shape{"templates", "number", append([]column{}, templateColumns...)})
+	})
+	return noun("audit", "What happened, and how things stood", log, at)
+}
+
+// history prints a part of the history, page by page; as JSON one event a line.
+func (c *client) history(ctx context.Context, q url.Values) error {
+	for {
+		r, err := c.request(ctx, http.MethodGet, "/v1/events", q, nil)
+		if err != nil {
+			return err
+		}
+		b, _, err := c.send(r)
+		if err != nil {
+			return err
+		}
+		var page struct {
+			Items    []json.RawMessage `json:"items"`
+			Next     uint64            `json:"next"`
+			Position uint64            `json:"position"`
+		}
+		if err := json.Unmarshal(b, &page); err != nil {
+			return err
+		}
+		if err := c.app.showEvents(page.Items, b); err != nil {
+			return err
+		}
+		if page.Next == 0 {
+			return nil
+		}
+		q.Set("from", strconv.FormatUint(page.Next, 10))
+		q.Set("to", strconv.FormatUint(page.Position, 10)) // of one moment
+	}
+}
+
+func (a *app) showEvents(items []json.RawMessage, page []byte) error {
+	if a.output != "json" {
+		return a.show(page, shape{"items", "id", eventColumns})
+	}
+	for _, e := range items {
+		if err := a.line(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// line prints one JSON value on one line.
+func (a *app) line(value []byte) error {
+	var out bytes.Buffer
+	if err := json.Compact(&out, value); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(a.out, out.String())
+	return err
+}
+
+// follow prints events as they come, over broken connections too.
+func (c *client) follow(ctx context.Context, q url.Values) error {
+	last, pause := "", time.Second
+	for {
+		err := c.stream(ctx, "/v1/events", q, last, func(id, _ string, data []byte) error {
+			last, pause = id, time.Second
+			if c.app.output == "json" {
+				return c.app.line(data)
+			}
+			return c.app.show(append(append([]byte(`{"items":[`), data...), `]}`...), shape{"items", "id", eventColumns})
+		})
+		if ctx.Err() != nil {
+			return nil // ctrl-C is how it ends
+		}
+		if err == nil && q.Get("to") != "" {
+			return nil
+		}
+		if f, ok := err.(*failure); ok && f.Code != "server-unreachable" {
+			return f
+		}
+		c.app.say("the stream broke off; going on after %s", last)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+			pause = min(2*pause, 30*time.Second)
+		}
+	}
+}
+
+// stream reads server-sent events (WHATWG HTML, 9.2.6) until the server ends
+// them; each gets those that have data.
+func (c *client) stream(ctx context.Context, path string, q url.Values, last string, each func(id, event string, data []byte) error) error {
+	r, err := c.request(ctx, http.MethodGet, path, q, nil)
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Accept", "text/event-stream")
+	if last != "" {
+		r.Header.Set("Last-Event-ID", last)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		var b bytes.Buffer
+		if _, err := b.ReadFrom(resp.Body); err != nil {
+			return c.unreachable(err)
+		}
+		return c.problem(resp, b.Bytes())
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	var id, event string
+	var data []byte
+	for lines.Scan() {
+		field, value, _ := strings.Cut(lines.Text(), ":")
+		value = strings.TrimPrefix(value, " ")
+		switch field {
+		case "id":
+			id = value
+		case "event":
+			event = value
+		case "data":
+			data = append(data, value...)
+		}
+		if lines.Text() == "" && data != nil {
+			if err := each(id, event, data); err != nil {
+				return err
+			}
+			event, data = "", nil
+		}
+	}
+	return lines.Err()
+}

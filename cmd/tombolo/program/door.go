@@ -1,0 +1,183 @@
+package program
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/policies"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// openDoor opens the documents and the door, on the bus and for HTTP.
+func (p *Program) openDoor(ctx context.Context) error {
+	signing, err := signingKey(filepath.Join(p.dir("keys"), "signing.key"))
+	if err != nil {
+		return err
+	}
+	if p.documents, err = documents.Open(ctx, p.conn, signing, 0); err != nil {
+		return err
+	}
+	served, err := documents.Serve(p.conn, p.documents, p.config.Log.With("part", "documents"))
+	if err != nil {
+		return err
+	}
+	p.opened(served.Stop)
+	access, err := policies.Access()
+	if err != nil {
+		return err
+	}
+	p.door, err = commands.New(commands.Options{Executor: p.executor, Directory: directory{p.feed}, Access: access, Documents: p.documents,
+		Log: p.config.Log.With("part", "door"), Holdings: p.holdings})
+	return err
+}
+
+// signingKey reads the Ed25519 key that manifests are signed with, or makes it.
+func signingKey(path string) (ed25519.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		seed, err := hex.DecodeString(strings.TrimSpace(string(b)))
+		if err != nil || len(seed) != ed25519.SeedSize {
+			return nil, fmt.Errorf("%s does not hold a signing key", path)
+		}
+		return ed25519.NewKeyFromSeed(seed), nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	return private, contexts.WritePrivate(path, []byte(hex.EncodeToString(private.Seed())+"\n"))
+}
+
+// holdings counts what a region still holds, as far as the journal has come.
+func (p *Program) holdings(ctx context.Context, region events.RegionID) (int, error) {
+	tip, err := p.journal.Tip(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.feed.WaitFor(ctx, tip); err != nil {
+		return 0, err
+	}
+	v, err := p.feed.Now()
+	if err != nil {
+		return 0, err
+	}
+	defer v.Close()
+	count := 0
+	for resume := ""; ; {
+		page, err := projections.Environments{}.InRegion(v, region, 1000, resume)
+		if err != nil {
+			return 0, err
+		}
+		count += len(page.Rows)
+		if resume = page.Resume; resume == "" {
+			break
+		}
+	}
+	for resume := ""; ; {
+		page, err := projections.Catalogue{}.HeldIn(v, region, "", 1000, resume)
+		if err != nil {
+			return 0, err
+		}
+		for _, row := range page.Rows {
+			if row.Condition != projections.ConditionRemoved {
+				count++
+			}
+		}
+		if resume = page.Resume; resume == "" {
+			return count, nil
+		}
+	}
+}
+
+// directory answers who is who from the accounts projection.
+type directory struct{ feed *projections.Feed }
+
+var (
+	_ commands.Directory = directory{}
+	_ api.Users          = directory{}
+)
+
+func (d directory) find(ask func(*projections.View) (projections.UserRow, bool, error)) (projections.UserRow, bool, error) {
+	v, err := d.feed.Now(projections.Accounts{}.Name())
+	if err != nil {
+		return projections.UserRow{}, false, err
+	}
+	u, ok, err := ask(v)
+	return u, ok, errors.Join(err, v.Close())
+}
+
+func (d directory) identity(ask func(*projections.View) (projections.UserRow, bool, error)) (commands.Identity, error) {
+	u, ok, err := d.find(ask)
+	if err == nil && !ok {
+		err = commands.ErrUserUnknown
+	}
+	if err != nil {
+		return commands.Identity{}, err
+	}
+	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region}, nil
+}
+
+// ByCredential finds the user of an account by public key.
+func (d directory) ByCredential(_ context.Context, account events.AccountID, nkey string) (commands.Identity, error) {
+	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
+		u, ok, err := projections.Accounts{}.ByNKey(v, nkey)
+		return u, ok && u.Account == account, err
+	})
+}
+
+// ByActor finds a user by name.
+func (d directory) ByActor(_ context.Context, actor events.Actor) (commands.Identity, error) {
+	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.User(v, actor.Account, actor.User)
+	})
+}
+
+// ByRegion finds the region's agent.
+func (d directory) ByRegion(_ context.Context, region events.RegionID) (commands.Identity, error) {
+	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
+		agents, err := projections.Accounts{}.Agents(v, region)
+		if err != nil || len(agents) == 0 {
+			return projections.UserRow{}, false, err
+		}
+		return agents[0], true, nil
+	})
+}
+
+// ByToken finds whose a bearer token is.
+func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
+	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) { return projections.Accounts{}.ByToken(v, token) })
+	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok, err
+}
+
+// openHTTP makes the HTTP interface. Its listener is open already.
+func (p *Program) openHTTP(ctx context.Context) error {
+	tip, err := p.journal.Tip(ctx)
+	if err != nil {
+		return err
+	}
+	p.bootstrapped = tip
+	p.server = &http.Server{
+		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
+			Commands: p.door, Version: p.config.Version, Documents: p.documents, Ready: p.ready}),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+	}
+	return nil
+}

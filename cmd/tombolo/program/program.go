@@ -1,0 +1,412 @@
+// Package program is the whole server as a value: the embedded bus, the journal,
+// the projections, the door, the processes and the HTTP interface, composed over
+// one data directory. `tombolo up` runs one; tests and the demo start it on port
+// 0 of their own process.
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/handlers/processes"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// Config says what to start.
+type Config struct {
+	Dir     string   // data directory; one process at a time
+	HTTP    string   // host:port; port 0 picks one
+	NATS    string   // host:port; port 0 picks one
+	Regions []string // whose agents run in this process; empty: those that were there before
+	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
+	Version string
+	Log     *slog.Logger // required
+
+	// OpenAgent starts the agent of one region; nil starts none, and regions are
+	// then served by agents of their own.
+	OpenAgent func(ctx context.Context, c AgentConfig) (Agent, error)
+}
+
+// AgentConfig is what a region's agent gets from the process that it runs in.
+type AgentConfig struct {
+	Region  events.RegionID
+	Dir     string // the agent's own
+	Connect func(...nats.Option) (*nats.Conn, error)
+	Log     *slog.Logger
+}
+
+// Agent is a region's agent as the program runs it.
+type Agent interface {
+	Run(ctx context.Context) error
+	Close() error
+}
+
+// Program is a composed server.
+type Program struct {
+	config   Config
+	lock     *os.File
+	bus      *bus.Server
+	conn     *nats.Conn
+	journal  *journal.JetStream
+	store    *projections.Store
+	feed     *projections.Feed
+	executor *commands.Executor
+	runner   *processes.Runner
+	door     *commands.Door
+	documents *documents.Bucket
+	bootstrapped uint64 // position at which accounts and regions are there
+	listener net.Listener
+	server   *http.Server
+	keys     keyring
+	agents   []namedAgent
+	closers  []func() error // in the order of opening
+}
+
+type namedAgent struct {
+	region events.RegionID
+	Agent
+}
+
+// Addresses is where a program can be reached.
+type Addresses struct {
+	HTTP    string   `json:"http"`
+	NATS    string   `json:"nats"`
+	Dir     string   `json:"dir"`
+	Context string   `json:"context"` // file with the administrator's credentials
+	Regions []string `json:"regions"`
+}
+
+// Error is a failure to start that a person can do something about.
+type Error struct {
+	Code string
+	Text string
+	Next string
+}
+
+func (e *Error) Error() string { return e.Text + " (" + e.Code + ")" }
+
+// DefaultRegions are those of a new data directory if nobody names others.
+func DefaultRegions() []string { return []string{"beijing", "sydney", "chicago"} }
+
+// journalBytes is the most that the journal of a new directory may take.
+const journalBytes = 8 << 30
+
+// New opens the data directory and everything over it. Nothing is answered
+// before Run. Errors: *Error, *bus.Error, or what lies beneath.
+func New(ctx context.Context, c Config) (_ *Program, err error) {
+	p := &Program{config: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	if p.config.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return nil, err
+	}
+	if err := p.lockDir(); err != nil {
+		return nil, err
+	}
+	if err := p.chooseRegions(); err != nil {
+		return nil, err
+	}
+	if p.keys, err = openKeys(p.dir("keys"), p.config.Regions); err != nil {
+		return nil, err
+	}
+	// The HTTP port is taken first: it is the cheapest thing to be wrong.
+	if p.listener, err = listen(c.HTTP); err != nil {
+		return nil, err
+	}
+	p.opened(func() error {
+		if err := p.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	if err := p.openJournal(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.openReads(); err != nil {
+		return nil, err
+	}
+	if err := p.bootstrap(ctx); err != nil {
+		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+	}
+	if err := p.openDoor(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.openHTTP(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.openAgents(ctx); err != nil {
+		return nil, err
+	}
+	return p, p.writeContexts()
+}
+
+func (p *Program) dir(parts ...string) string {
+	return filepath.Join(append([]string{p.config.Dir}, parts...)...)
+}
+
+func (p *Program) opened(close func() error) { p.closers = append(p.closers, close) }
+
+func (p *Program) lockDir() error {
+	if err := os.MkdirAll(p.config.Dir, 0o700); err != nil {
+		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be made: %v", err), "choose another one with --data"}
+	}
+	f, err := os.OpenFile(p.dir("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be used: %v", err), "choose another one with --data"}
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return errors.Join(&Error{"data-in-use", "another process works on " + p.config.Dir, "end it, or choose another directory with --data"}, f.Close())
+	}
+	p.lock = f
+	p.opened(f.Close)
+	return nil
+}
+
+// chooseRegions takes the regions named, or those that the directory has.
+func (p *Program) chooseRegions() error {
+	if len(p.config.Regions) == 0 {
+		entries, err := os.ReadDir(p.dir("regions"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			p.config.Regions = append(p.config.Regions, e.Name())
+		}
+	}
+	if len(p.config.Regions) == 0 {
+		p.config.Regions = DefaultRegions()
+	}
+	for i, r := range p.config.Regions {
+		if !events.IsToken(r) {
+			return &Error{"region-invalid", fmt.Sprintf("%q is not a region's id: use a-z, 0-9 and -, at most 63", r), "--regions beijing,sydney,chicago"}
+		}
+		if slices.Contains(p.config.Regions[:i], r) {
+			return &Error{"region-invalid", fmt.Sprintf("region %s is named twice", r), "--regions beijing,sydney,chicago"}
+		}
+		if err := os.MkdirAll(p.dir("regions", r), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, &Error{"port-in-use", "another program listens on " + address, "choose another address with --http, or port 0 for a free one"}
+	}
+	if err != nil {
+		return nil, &Error{"http-address-invalid", fmt.Sprintf("cannot listen for HTTP on %q: %v", address, err), "--http 127.0.0.1:7080"}
+	}
+	return l, nil
+}
+
+func (p *Program) openJournal(ctx context.Context) error {
+	o := bus.Options{Dir: p.dir("bus"), Listen: p.config.NATS, Log: p.config.Log.With("part", "bus"), Access: p.keys.access}
+	if p.config.Lazy {
+		o.Sync = bus.SyncLazy
+	}
+	var err error
+	if p.bus, err = bus.Embedded(o); err != nil {
+		return err
+	}
+	p.opened(p.bus.Close)
+	signIn, err := p.keys.control.option()
+	if err != nil {
+		return err
+	}
+	if p.conn, err = p.bus.Connect(signIn, nats.Name("control-plane")); err != nil {
+		return fmt.Errorf("connect to the bus: %w", err)
+	}
+	p.opened(func() error { p.conn.Close(); return nil })
+	known, remember, err := journal.MarkerFile(p.dir("journal-id"))
+	if err != nil {
+		return err
+	}
+	limit := min(journalBytes, p.bus.MaxStore()/2)
+	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing})
+	if err != nil {
+		return err
+	}
+	p.executor = commands.NewExecutor(p.journal, time.Now)
+	return nil
+}
+
+// finishing says which events the last tenth of the journal is kept for: those
+// that end, undo or release something.
+func finishing(t events.Type) bool {
+	_, word, _ := strings.Cut(string(t), ".")
+	for _, end := range []string{"done", "failed", "undone", "stuck", "removed", "deleted", "released", "finished", "written-off",
+		"undo-ordered", "abandoned", "retired", "cancel-asked", "removal-wanted", "deletion-accepted"} {
+		if word == end || strings.HasSuffix(word, "-"+end) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Program) openReads() (err error) {
+	if p.store, err = projections.Open(p.dir("reads"), projections.Options{Log: p.config.Log.With("part", "reads")}); err != nil {
+		return err
+	}
+	p.opened(p.store.Close)
+	if p.feed, err = p.store.Feed(projections.All()...); err != nil {
+		return err
+	}
+	p.runner, err = processes.New(p.journal, p.executor, p.store, p.config.Log.With("part", "processes"))
+	return err
+}
+
+func (p *Program) openAgents(ctx context.Context) error {
+	if p.config.OpenAgent == nil {
+		return nil
+	}
+	for _, r := range p.config.Regions {
+		region := events.RegionID(r)
+		signIn, err := p.keys.agents[region].option()
+		if err != nil {
+			return err
+		}
+		a, err := p.config.OpenAgent(ctx, AgentConfig{Region: region, Dir: p.dir("regions", r), Log: p.config.Log.With("part", "agent", "region", r),
+			Connect: func(o ...nats.Option) (*nats.Conn, error) {
+				return p.bus.Connect(append([]nats.Option{signIn}, o...)...)
+			}})
+		if err != nil {
+			return fmt.Errorf("start the agent of %s: %w", r, err)
+		}
+		p.agents = append(p.agents, namedAgent{region, a})
+		p.opened(a.Close)
+	}
+	return nil
+}
+
+// Addresses is where the program is reached.
+func (p *Program) Addresses() Addresses {
+	return Addresses{HTTP: "http://" + p.listener.Addr().String(), NATS: p.bus.URL(), Dir: p.config.Dir, Context: p.dir("context.json"), Regions: p.config.Regions}
+}
+
+// Administrator is the context of the first administrator, acting in the account default.
+func (p *Program) Administrator() contexts.Context { return p.context(p.keys.administrator) }
+
+// Operator is the context of the operator of the account default.
+func (p *Program) Operator() contexts.Context { return p.context(p.keys.operator) }
+
+func (p *Program) context(k key) contexts.Context {
+	a := p.Addresses()
+	return contexts.Context{Name: filepath.Base(p.config.Dir), HTTP: a.HTTP, NATS: a.NATS, Account: defaultAccount, Home: k.Account, User: k.User,
+		Token: k.Token, NKey: k.NKey, Seed: k.Seed, Regions: p.config.Regions}
+}
+
+func (p *Program) writeContexts() error {
+	if err := p.Administrator().Write(p.dir("context.json")); err != nil {
+		return err
+	}
+	return p.Operator().Write(p.dir("contexts", "operator.json"))
+}
+
+// shutdownPatience is how long requests in flight may take once the end has come.
+const shutdownPatience = 5 * time.Second
+
+// Run serves until the context ends (then it gives nil) or a part fails.
+func (p *Program) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var parts sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	part := func(name string, run func(context.Context) error) {
+		parts.Go(func() {
+			err := run(ctx)
+			if ctx.Err() == nil {
+				mu.Lock()
+				if failed == nil {
+					failed = fmt.Errorf("%s ended: %w", name, cmpErr(err))
+				}
+				mu.Unlock()
+				cancel()
+			}
+		})
+	}
+	// A feed that stopped at an event stays stopped, visibly: /readyz says why,
+	// and what was folded before is still answered.
+	parts.Go(func() {
+		if err := p.feed.Run(ctx, p.journal); ctx.Err() == nil {
+			p.config.Log.Error("the projections have stopped", "error", err)
+		}
+	})
+	part("the processes", p.runner.Run)
+	for _, a := range p.agents {
+		part("the agent of "+string(a.region), a.Run)
+	}
+	p.server.BaseContext = func(net.Listener) context.Context { return ctx }
+	part("the HTTP interface", func(context.Context) error { return p.server.Serve(p.listener) })
+	<-ctx.Done()
+	end, stop := context.WithTimeout(context.Background(), shutdownPatience)
+	defer stop()
+	if err := p.server.Shutdown(end); err != nil {
+		p.config.Log.Warn("some HTTP requests were cut off", "error", err)
+		_ = p.server.Close() // its listener is closed already
+	}
+	if err := p.runner.Close(); err != nil {
+		p.config.Log.Warn("the processes did not end in time", "error", err)
+	}
+	parts.Wait()
+	return failed
+}
+
+// cmpErr names an end that gave no reason.
+func cmpErr(err error) error {
+	if err == nil {
+		return errors.New("without a reason")
+	}
+	return err
+}
+
+// Close frees everything, in the reverse of the order of opening. Run must have
+// returned.
+func (p *Program) Close() error {
+	var errs []error
+	for _, c := range slices.Backward(p.closers) {
+		errs = append(errs, c())
+	}
+	p.closers = nil
+	return errors.Join(errs...)
+}
+
+// ready are the program's own checks.
+func (p *Program) ready() []api.Check {
+	out := []api.Check{{Name: "bus", Err: p.bus.Ready()}}
+	if at, err := p.feed.Position(); err == nil && at < p.bootstrapped {
+		out = append(out, api.Check{Name: "catching up", Err: fmt.Errorf("position %d of %d", at, p.bootstrapped)})
+	}
+	running := api.Check{Name: "processes"}
+	select {
+	case <-p.runner.Running():
+	default:
+		running.Err = errors.New("they are starting")
+	}
+	return append(out, running)
+}

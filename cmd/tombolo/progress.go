@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+)
+
+// bars shows how an operation goes, region by region: bars on a terminal, a JSON
+// line for each report elsewhere.
+type bars struct {
+	app    *app
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	mu    sync.Mutex
+	rows  map[string]api.Transfer
+	drawn int // lines on the terminal
+}
+
+// showProgress follows an operation's progress until stop. That nothing is shown
+// is no failure: the operation itself says how it ends.
+func (c *client) showProgress(ctx context.Context, id events.OperationID) *bars {
+	ctx, cancel := context.WithCancel(ctx)
+	b := &bars{app: c.app, cancel: cancel, rows: map[string]api.Transfer{}}
+	if c.app.quiet {
+		return b
+	}
+	b.done.Go(func() {
+		err := c.stream(ctx, "/v1/operations/"+url.PathEscape(string(id))+"/progress", nil, "", func(_, _ string, data []byte) error {
+			var t api.Transfer
+			if err := json.Unmarshal(data, &t); err != nil {
+				return err
+			}
+			if isTerminal(c.app.err) {
+				b.draw(t)
+			} else {
+				fmt.Fprintln(c.app.err, string(data))
+			}
+			return nil
+		})
+		if err != nil && ctx.Err() == nil && c.app.verbose > 0 {
+			c.app.say("progress cannot be followed: %v", err)
+		}
+	})
+	return b
+}
+
+func (b *bars) stop() {
+	b.cancel()
+	b.done.Wait()
+}
+
+const barWidth = 30
+
+// draw writes all bars over those drawn before.
+func (b *bars) draw(t api.Transfer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rows[string(t.Region)+" "+t.Step] = t
+	var out strings.Builder
+	if b.drawn > 0 {
+		fmt.Fprintf(&out, "\x1b[%dA", b.drawn)
+	}
+	names := make([]string, 0, len(b.rows))
+	for n := range b.rows {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		r := b.rows[n]
+		filled := 0
+		if r.Total > 0 {
+			filled = int(min(r.Done, r.Total) * barWidth / r.Total)
+		}
+		left := "-"
+		if r.SecondsLeft != nil {
+			left = (time.Duration(*r.SecondsLeft) * time.Second).String()
+		}
+		fmt.Fprintf(&out, "\r\x1b[2K%-24s [%s%s] %s of %s  %s/s  %s left\n", n, strings.Repeat("=", filled), strings.Repeat(" ", barWidth-filled),
+			size(r.Done), size(r.Total), size(int64(r.Rate)), left)
+	}
+	b.drawn = len(names)
+	fmt.Fprint(b.app.err, out.String())
+}
+
+// size is bytes in binary units, for people.
+func size(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, units := float64(n)/unit, "KMGTP"
+	i := 0
+	for ; value >= unit && i < len(units)-1; i++ {
+		value /= unit
+	}
+	return fmt.Sprintf("%.1f %ciB", value, units[i])
+}

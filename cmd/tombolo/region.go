@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+var regionColumns = []column{{"REGION", "region", false}, {"NAME", "name", false}, {"STATUS", "status", false}, {"COUNTRY", "country", false},
+	{"CONTINENT", "continent", false}, {"EPOCH", "epoch", false}, {"STATE", "state", true}, {"COUNTY", "county", true},
+	{"LATITUDE", "latitude", true}, {"LONGITUDE", "longitude", true}, {"ALIASES", "aliases", true}, {"HTTP", "http", true}, {"REVISION", "revision", true}}
+
+func (a *app) regionCommand() *cobra.Command {
+	var in, status string
+	ls := a.verb("ls", "Which regions are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		q := url.Values{}
+		set(q, "in", in)
+		set(q, "status", status)
+		return a.showList(ctx, "/v1/regions", q, shape{"items", "region", regionColumns})
+	})
+	ls.Flags().StringVar(&in, "in", "", "only regions of this county, state, country or continent")
+	ls.Flags().StringVar(&status, "status", "", "only active, draining or retired ones")
+
+	show := a.verb("show REGION", "One region", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, "/v1/regions/"+url.PathEscape(args[0]), nil, shape{"", "region", regionColumns})
+	})
+
+	var profile events.RegionProfile
+	add := a.verb("add REGION", "Make a region known", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if profile.Name == "" {
+			profile.Name = args[0]
+		}
+		return a.sendAndShow(ctx, http.MethodPost, "/v1/regions", map[string]any{"region": args[0], "profile": profile},
+			func(string) string { return "/v1/regions/" + url.PathEscape(args[0]) }, shape{"", "region", regionColumns})
+	})
+	f := add.Flags()
+	f.StringVar(&profile.Name, "name", "", "as people call it; the id if absent")
+	f.StringSliceVar(&profile.Aliases, "alias", nil, "other spellings")
+	f.StringVar(&profile.County, "county", "", "county")
+	f.StringVar(&profile.State, "state", "", "state")
+	f.StringVar(&profile.Country, "country", "", "country")
+	f.StringVar(&profile.Continent, "continent", "", "continent")
+	f.Float64Var(&profile.Latitude, "latitude", 0, "degrees, north positive")
+	f.Float64Var(&profile.Longitude, "longitude", 0, "degrees, east positive")
+
+	on := func(use, short, verb string, body func() any) *cobra.Command {
+		return a.verb(use+" REGION", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+			path := "/v1/regions/" + url.PathEscape(args[0])
+			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{"", "region", regionColumns})
+		})
+	}
+	drain := on("drain", "Place nothing new in it, and have what is there leave", "drain", func() any { return nil })
+	var lost bool
+	retire := on("retire", "End a region for good", "retire", func() any { return map[string]bool{"lost": lost} })
+	retire.Flags().BoolVar(&lost, "lost", false, "what it holds is written off rather than removed")
+	var agent string
+	takeover := on("takeover", "Let another agent own it", "takeover", func() any { return map[string]string{"agent": agent} })
+	takeover.Flags().StringVar(&agent, "agent", "", "id of the agent that may start the next epoch")
+	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover)
+}
+
+// set puts a value into a query unless it is empty.
+func set(q url.Values, name, value string) {
+	if value != "" {
+		q.Set(name, value)
+	}
+}

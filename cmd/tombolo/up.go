@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
+)
+
+func (a *app) upCommand() *cobra.Command {
+	var c program.Config
+	var sync string
+	up := a.verb("up", "Start everything in one process: bus, control plane, regions, HTTP", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		if a.output != "table" && a.output != "json" {
+			return usage("up -o %s: table or json", a.output)
+		}
+		switch sync {
+		case "always":
+		case "lazy":
+			c.Lazy = true
+		default:
+			return usage("--sync %s: always or lazy", sync)
+		}
+		c.Log, c.Version = a.log(), version()
+		return a.up(ctx, c)
+	})
+	f := up.Flags()
+	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
+	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
+	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
+	f.StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of the directory, or beijing,sydney,chicago)")
+	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
+	return up
+}
+
+func (a *app) up(ctx context.Context, c program.Config) (err error) {
+	p, err := program.New(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	at := p.Addresses()
+	a.adopt(p.Administrator(), at.Context)
+	if a.output == "json" {
+		b, err := json.Marshal(at)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(a.out, string(b))
+	} else {
+		fmt.Fprintf(a.out, "HTTP     %s\nNATS     %s\nregions  %v\ncontext  %s\n", at.HTTP, at.NATS, at.Regions, at.Context)
+		a.say("ctrl-C ends it; in another shell: tombolo --context %s region ls", at.Context)
+	}
+	return p.Run(ctx)
+}
+
+// adopt makes a context known to the command line, and the current one where
+// there is none. Where there is no place for that, it is left.
+func (a *app) adopt(c contexts.Context, path string) {
+	dir, err := a.configDir()
+	if err != nil {
+		return
+	}
+	known, err := contexts.Load(dir)
+	if err != nil {
+		a.say("the list of contexts is left as it is: %v", err)
+		return
+	}
+	before := known.Current
+	if _, err := os.Stat(known.Files[known.Current]); err != nil {
+		known.Current = c.Name
+	}
+	if known.Files[c.Name] == path && known.Current == before {
+		return
+	}
+	known.Files[c.Name] = path
+	if err := known.Save(); err != nil {
+		a.say("the list of contexts is left as it is: %v", err)
+	}
+}

@@ -1,0 +1,273 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/graph"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// OneEnvironment is an environment with its graph and what stands for its
+// region-bound resources.
+type OneEnvironment struct {
+	Known
+	projections.EnvironmentRow
+	Map     []events.Substitution `json:"map"`
+	Content *graph.Graph          `json:"content" doc:"nodes and edges"`
+	Uploads []Upload              `json:"uploads,omitempty" doc:"while its disks are taken in: where each goes"`
+}
+
+// Upload is where the bytes of one disk are sent: to the region itself, never
+// through the control plane. PUT ranges with Content-Range: bytes a-b/total for
+// the parts that hold data (what is never sent is zero), then POST
+// URL/complete.
+type Upload struct {
+	Disk  string `json:"disk" doc:"node/item"`
+	Bytes int64  `json:"bytes"`
+	URL   string `json:"url"`
+}
+
+// AcceptedEnvironment is the answer to a creation.
+type AcceptedEnvironment struct {
+	Accepted
+	Uploads []Upload `json:"uploads"`
+}
+
+// Checked is what a specification means, and everything that is wrong with it.
+type Checked struct {
+	OK       bool        `json:"ok"`
+	Findings []Finding   `json:"findings"`
+	Graph    graph.Graph `json:"graph"`
+}
+
+type environmentsInput struct {
+	Paged
+	Region string `query:"region" doc:"only in this region"`
+}
+
+type environmentInput struct {
+	Read
+	Ref    string `path:"ref" doc:"id or name"`
+	Region string `query:"region" doc:"where it is, if several have the name"`
+}
+
+type newEnvironment struct {
+	Write
+	Body struct {
+		Region string     `json:"region" doc:"id, name or alias"`
+		Spec   graph.Spec `json:"spec"`
+	}
+}
+
+type specInput struct {
+	Body graph.Spec
+}
+
+type specOutput struct {
+	Body Checked
+}
+
+type environmentWrite struct {
+	Write
+	Ref    string `path:"ref" doc:"id or name"`
+	Region string `query:"region" doc:"where it is, if several have the name"`
+}
+
+type powerWrite struct {
+	environmentWrite
+	Body struct {
+		Power   string `json:"power" enum:"running,suspended,stopped,powered-off"`
+		Machine string `json:"machine,omitempty" doc:"node id; all machines if absent"`
+	}
+}
+
+// Bodies of commands, as the door's table has them.
+type (
+	environmentBody struct {
+		Region      events.RegionID      `json:"region"`
+		Environment events.EnvironmentID `json:"environment"`
+	}
+	powerBody struct {
+		environmentBody
+		Machine string `json:"machine,omitempty"`
+		Power   string `json:"power"`
+	}
+)
+
+func (s *Server) environmentRoutes() {
+	get(s, "/v1/environments", "list-environments", "Which environments are there?", func(ctx context.Context, v at, in *environmentsInput) (List[projections.EnvironmentRow], uint64, error) {
+		account, _, err := in.account(ctx)
+		if err != nil {
+			return List[projections.EnvironmentRow]{}, 0, err
+		}
+		var region events.RegionID
+		if in.Region != "" {
+			r, err := regionSpelled(v, in.Region)
+			if err != nil {
+				return List[projections.EnvironmentRow]{}, 0, err
+			}
+			region = r.Region
+		}
+		page, err := projections.Environments{}.List(v, account, region, in.Limit, in.Next)
+		return listed(v.known, page, same[projections.EnvironmentRow]), 0, err
+	})
+	get(s, "/v1/environments/{ref}", "get-environment", "One environment", s.getEnvironment)
+	accept(s, http.MethodPost, "/v1/environments", "create-environment", "Declare an environment; its disks are then sent to its region", s.createEnvironment)
+	huma.Register(s.api, huma.Operation{OperationID: "check-environment", Method: http.MethodPost, Path: "/v1/check/environment", Tags: []string{"environments"},
+		Summary: "What would a specification mean, and what is wrong with it? Nothing is done."}, func(_ context.Context, in *specInput) (*specOutput, error) {
+		out := &specOutput{Checked{Graph: in.Body.Graph(), Findings: []Finding{}}}
+		for _, f := range out.Body.Graph.Validate() {
+			out.Body.Findings = append(out.Body.Findings, Finding(f))
+		}
+		if _, err := commands.Slug(in.Body.Name); err != nil {
+			out.Body.Findings = append(out.Body.Findings, Finding{"name-invalid", "name", err.Error()})
+		}
+		out.Body.OK = len(out.Body.Findings) == 0
+		return out, nil
+	})
+	command(s, http.MethodPost, "/v1/environments/{ref}/power", "set-power", "Declare the power state of one machine, or of all", func(ctx context.Context, in *powerWrite) (Accepted, error) {
+		e, account, err := s.knownEnvironment(ctx, in.Scope, in.Ref, in.Region)
+		if err != nil {
+			return Accepted{}, err
+		}
+		return s.send(ctx, in.Write, account, events.KindEnvironment, "set-power", powerBody{environmentBody{e.Region, e.ID}, in.Body.Machine, in.Body.Power})
+	})
+	command(s, http.MethodDelete, "/v1/environments/{ref}", "delete-environment", "Delete it", func(ctx context.Context, in *environmentWrite) (Accepted, error) {
+		e, account, err := s.knownEnvironment(ctx, in.Scope, in.Ref, in.Region)
+		if err != nil {
+			return Accepted{}, err
+		}
+		return s.send(ctx, in.Write, account, events.KindEnvironment, "delete", environmentBody{e.Region, e.ID})
+	})
+}
+
+// environment finds the one environment that an id or a name means.
+func environment(v projections.Reader, account events.AccountID, ref, region string) (projections.EnvironmentRow, error) {
+	none := projections.EnvironmentRow{}
+	e, ok, err := projections.Environments{}.Environment(v, events.EnvironmentID(ref))
+	if err != nil {
+		return none, err
+	}
+	if ok && e.Account == account {
+		return e, nil
+	}
+	var id events.RegionID
+	if region != "" {
+		r, err := regionSpelled(v, region)
+		if err != nil {
+			return none, err
+		}
+		id = r.Region
+	}
+	unknown := aggregates.RefuseAs(aggregates.NotFound, "environment-unknown", "there is no environment %q", ref).WithNext("tombolo env ls")
+	slug, err := commands.Slug(ref)
+	if err != nil {
+		return none, unknown
+	}
+	found, err := projections.Environments{}.Named(v, account, id, slug)
+	switch {
+	case err != nil:
+		return none, err
+	case len(found) == 0:
+		return none, unknown
+	case len(found) > 1:
+		var where []string
+		for _, f := range found {
+			where = append(where, string(f.Region))
+		}
+		return none, aggregates.Refuse("environment-ambiguous", "%s have an environment %q", strings.Join(where, " and "), ref).WithNext("name the region, or use the id")
+	}
+	return found[0], nil
+}
+
+func (s *Server) knownEnvironment(ctx context.Context, scope Scope, ref, region string) (projections.EnvironmentRow, events.AccountID, error) {
+	account, _, err := scope.account(ctx)
+	if err != nil {
+		return projections.EnvironmentRow{}, "", err
+	}
+	e, err := resolved(ctx, s, func(v at) (projections.EnvironmentRow, error) { return environment(v, account, ref, region) })
+	return e, account, err
+}
+
+func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput) (OneEnvironment, uint64, error) {
+	account, _, err := in.account(ctx)
+	if err != nil {
+		return OneEnvironment{}, 0, err
+	}
+	e, err := environment(v, account, in.Ref, in.Region)
+	if err != nil {
+		return OneEnvironment{}, 0, err
+	}
+	out := OneEnvironment{Known: v.known, EnvironmentRow: e}
+	if out.Map, _, err = (projections.Environments{}).Map(v, e.ID); err != nil {
+		return out, 0, err
+	}
+	if out.Map == nil {
+		out.Map = []events.Substitution{}
+	}
+	if e.Origin == nil && (e.State == projections.EnvironmentDeclaring || e.State == projections.EnvironmentReceiving) {
+		if out.Uploads, err = uploads(v, e.Region, e.ID, e.Disks); err != nil {
+			return out, 0, err
+		}
+	}
+	if s.Documents == nil {
+		return out, e.Revision, nil
+	}
+	b, err := s.Documents.Get(ctx, e.Graph)
+	if err != nil {
+		return out, 0, err
+	}
+	out.Content = &graph.Graph{}
+	return out, e.Revision, json.Unmarshal(b, out.Content)
+}
+
+// uploads says where an environment's disks go: none while the region has no agent.
+func uploads(v projections.Reader, region events.RegionID, id events.EnvironmentID, disks []events.DiskWanted) ([]Upload, error) {
+	r, ok, err := projections.Regions{}.Region(v, region)
+	if err != nil || !ok || r.HTTP == "" {
+		return nil, err
+	}
+	var out []Upload
+	for _, d := range disks {
+		node, item, _ := strings.Cut(d.Name, "/")
+		out = append(out, Upload{Disk: d.Name, Bytes: d.Bytes,
+			URL: fmt.Sprintf("http://%s/v1/uploads/%s/%s/%s", r.HTTP, id, url.PathEscape(node), url.PathEscape(item))})
+	}
+	return out, nil
+}
+
+func (s *Server) createEnvironment(ctx context.Context, in *newEnvironment) (Accepted, AcceptedEnvironment, error) {
+	account, _, err := in.account(ctx)
+	if err != nil {
+		return Accepted{}, AcceptedEnvironment{}, err
+	}
+	region, err := s.knownRegion(ctx, in.Body.Region)
+	if err != nil {
+		return Accepted{}, AcceptedEnvironment{}, err
+	}
+	g := in.Body.Spec.Graph()
+	a, err := s.send(ctx, in.Write, account, events.KindEnvironment, "create", commands.EnvironmentRequest{Name: in.Body.Spec.Name, Region: region, Graph: g})
+	if err != nil {
+		return a, AcceptedEnvironment{}, err
+	}
+	out := AcceptedEnvironment{Accepted: a, Uploads: []Upload{}}
+	var wanted []events.DiskWanted
+	for _, d := range g.Disks() {
+		wanted = append(wanted, events.DiskWanted{Name: d.Name(), Bytes: d.Size})
+	}
+	to, err := lookup(ctx, s, Read{}, func(v at) ([]Upload, error) { return uploads(v, region, events.EnvironmentID(a.ID), wanted) })
+	if to != nil {
+		out.Uploads = to
+	}
+	return a, out, err
+}
