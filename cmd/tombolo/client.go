@@ -47,6 +47,20 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 	return r, nil
 }
 
+// sendPlain does a request whose answer may be anything.
+func (c *client) sendPlain(r *http.Request) ([]byte, *http.Response, error) {
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return nil, nil, c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 400 {
+		err = fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(b)))
+	}
+	return b, resp, err
+}
+
 // send does a request and gives the answer's body.
 func (c *client) send(r *http.Request) ([]byte, *http.Response, error) {
 	start := time.Now()

@@ -42,7 +42,22 @@ func (p *Program) openDoor(ctx context.Context) error {
 	}
 	p.door, err = commands.New(commands.Options{Executor: p.executor, Directory: directory{p.feed}, Access: access, Documents: p.documents,
 		Log: p.config.Log.With("part", "door"), Holdings: p.holdings})
-	return err
+	if err != nil {
+		return err
+	}
+	if p.inbox, err = commands.OpenInbox(ctx, p.conn, p.door, 0); err != nil {
+		return err
+	}
+	service, err := commands.Serve(p.conn, p.door, p.inbox)
+	if err != nil {
+		return err
+	}
+	p.opened(func() error {
+		end, cancel := context.WithTimeout(context.Background(), shutdownPatience)
+		defer cancel()
+		return service.Close(end)
+	})
+	return nil
 }
 
 // signingKey reads the Ed25519 key that manifests are signed with, or makes it.
@@ -162,7 +177,9 @@ func (d directory) ByRegion(_ context.Context, region events.RegionID) (commands
 
 // ByToken finds whose a bearer token is.
 func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
-	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) { return projections.Accounts{}.ByToken(v, token) })
+	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByToken(v, token)
+	})
 	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok, err
 }
 
@@ -175,7 +192,8 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.bootstrapped = tip
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
-			Commands: p.door, Version: p.config.Version, Documents: p.documents, Ready: p.ready}),
+			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Progress: progress{p.conn},
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 	}

@@ -63,23 +63,25 @@ type Agent interface {
 
 // Program is a composed server.
 type Program struct {
-	config   Config
-	lock     *os.File
-	bus      *bus.Server
-	conn     *nats.Conn
-	journal  *journal.JetStream
-	store    *projections.Store
-	feed     *projections.Feed
-	executor *commands.Executor
-	runner   *processes.Runner
-	door     *commands.Door
-	documents *documents.Bucket
+	config       Config
+	lock         *os.File
+	bus          *bus.Server
+	conn         *nats.Conn
+	journal      *journal.JetStream
+	store        *projections.Store
+	feed         *projections.Feed
+	executor     *commands.Executor
+	runner       *processes.Runner
+	door         *commands.Door
+	inbox        *commands.Inbox
+	journalID    string
+	documents    *documents.Bucket
 	bootstrapped uint64 // position at which accounts and regions are there
-	listener net.Listener
-	server   *http.Server
-	keys     keyring
-	agents   []namedAgent
-	closers  []func() error // in the order of opening
+	listener     net.Listener
+	server       *http.Server
+	keys         keyring
+	agents       []namedAgent
+	closers      []func() error // in the order of opening
 }
 
 type namedAgent struct {
@@ -251,6 +253,9 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if p.journalID, _, err = journal.MarkerFile(p.dir("journal-id")); err != nil {
+		return err
+	}
 	p.executor = commands.NewExecutor(p.journal, time.Now)
 	return nil
 }
@@ -358,6 +363,7 @@ func (p *Program) Run(ctx context.Context) error {
 		}
 	})
 	part("the processes", p.runner.Run)
+	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
 		part("the agent of "+string(a.region), a.Run)
 	}

@@ -1,0 +1,48 @@
+package program
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+)
+
+// ProgressPrefix is the core NATS subject on which agents tell how transfers go:
+// tombolo.progress.<account>.<operation>.<region>, an api.Transfer as JSON. What
+// nobody follows is lost; the journal has the result.
+const ProgressPrefix = "tombolo.progress."
+
+// progress follows transfers on the bus.
+type progress struct{ conn *nats.Conn }
+
+var _ api.Progress = progress{}
+
+// progressBacklog bounds what waits for a slow client; the rest is dropped, as a
+// later report says more.
+const progressBacklog = 256
+
+// Follow calls each with every report on an operation until the context ends.
+func (p progress) Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error {
+	reports := make(chan *nats.Msg, progressBacklog)
+	sub, err := p.conn.ChanSubscribe(ProgressPrefix+string(account)+"."+string(operation)+".*", reports)
+	if err != nil {
+		return err
+	}
+	defer sub.Unsubscribe()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case m := <-reports:
+			if !json.Valid(m.Data) {
+				continue
+			}
+			if err := each(m.Data); err != nil {
+				return err
+			}
+		}
+	}
+}
