@@ -87,8 +87,8 @@ func (g *guard) ask(subject string, body []byte) ([]byte, error) {
 		return nil, fmt.Errorf("only what a reader needs can be asked: %w", err)
 	}
 	c := r.Config
-	if c.Name == "" || c.AckPolicy != jetstream.AckNonePolicy || !c.MemoryStorage || c.InactiveThreshold <= 0 || c.InactiveThreshold > readerLife {
-		return nil, errors.New("a reader's consumer has a name, is in memory, takes no acknowledgements, and ends when unused for at most " + readerLife.String())
+	if c.AckPolicy != jetstream.AckNonePolicy || !c.MemoryStorage || c.InactiveThreshold <= 0 || c.InactiveThreshold > readerLife {
+		return nil, errors.New("a reader's consumer is in memory, takes no acknowledgements, and ends when unused for at most " + readerLife.String())
 	}
 	r.Action = "create" // never another's that exists
 	clean, err := json.Marshal(r)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -67,6 +68,7 @@ func stranger(t *testing.T) person {
 // place is a server with two tenants and a region, and a journal.
 type place struct {
 	dir     string
+	address string
 	server  *bus.Server
 	users   *directory
 	core    *nats.Conn
@@ -77,7 +79,7 @@ type place struct {
 
 func newPlace(t *testing.T) *place {
 	t.Helper()
-	p := &place{dir: t.TempDir(), users: &directory{users: map[string]bus.User{}}, people: map[string]person{}}
+	p := &place{dir: t.TempDir(), address: "127.0.0.1:0", users: &directory{users: map[string]bus.User{}}, people: map[string]person{}}
 	for name, u := range map[string]bus.User{
 		"ann":    {Account: "acme", User: "ann", Role: events.Operator},
 		"rita":   {Account: "acme", User: "rita", Role: events.Reader},
@@ -95,11 +97,12 @@ func newPlace(t *testing.T) *place {
 func (p *place) start(t *testing.T) {
 	t.Helper()
 	var err error
-	p.server, err = bus.Embedded(bus.Options{Dir: p.dir, Listen: "127.0.0.1:0", Sync: bus.SyncLazy, Users: p.users, Log: slog.New(slog.DiscardHandler)})
+	p.server, err = bus.Embedded(bus.Options{Dir: p.dir, Listen: p.address, Sync: bus.SyncLazy, Users: p.users, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := p.server
+	p.address = strings.TrimPrefix(server.URL(), "nats://")
 	t.Cleanup(func() { _ = server.Close() })
 	if p.core, err = p.server.Connect(); err != nil {
 		t.Fatal(err)
@@ -205,4 +208,38 @@ func (p *place) listen(t *testing.T, subject string) <-chan heard {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// subscribe asks for a subscription as one of the people.
+func (p *place) subscribe(t *testing.T, who string, account events.AccountID, s bus.Subscription) (bus.Subscribed, error) {
+	t.Helper()
+	var out bus.Subscribed
+	return out, p.ask(t, who, "tombolo.subscribe."+string(account), s, &out)
+}
+
+// ask sends JSON and reads JSON; a refusal is a *bus.Error.
+func (p *place) ask(t *testing.T, who, subject string, body, to any) error {
+	t.Helper()
+	m := nats.NewMsg(subject)
+	var err error
+	if m.Data, err = json.Marshal(body); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := p.as(t, who).RequestMsg(brief(t), m)
+	if err != nil {
+		return err
+	}
+	var refusal struct {
+		Error *struct {
+			Code bus.Code
+			Text string
+		}
+	}
+	if err := json.Unmarshal(answer.Data, &refusal); err != nil {
+		return err
+	}
+	if refusal.Error != nil {
+		return &bus.Error{Code: refusal.Error.Code, Detail: refusal.Error.Text}
+	}
+	return json.Unmarshal(answer.Data, to)
 }
