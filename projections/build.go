@@ -161,6 +161,7 @@ func (f *Feed) run(ctx context.Context, b *build, from Follower) {
 	b.running = false
 	if !errors.Is(err, errNear) && ctx.Err() == nil {
 		b.failed = err
+		f.tell()
 	}
 	f.mu.Unlock()
 	f.nudge()
@@ -194,6 +195,7 @@ func (f *Feed) finish(b *build) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		b.failed = err
+		f.tell()
 		return fold.abandon()
 	}
 

@@ -43,6 +43,9 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// ErrorCode is the failure's code; every error type of this package has it.
+func (e *Error) ErrorCode() Code { return e.Code }
+
 func fail(code Code, err error, format string, args ...any) error {
 	return &Error{Code: code, Detail: fmt.Sprintf(format, args...), Err: err}
 }
@@ -64,6 +67,9 @@ func (e *BehindError) Error() string {
 
 func (e *BehindError) Unwrap() error { return e.Err }
 
+// ErrorCode is CodeBehind.
+func (e *BehindError) ErrorCode() Code { return CodeBehind }
+
 // StoppedError (CodeFailed) says at which event a fold stopped and why. Nothing
 // of that event, and nothing after it, is in the rows.
 type StoppedError struct {
@@ -80,3 +86,6 @@ func (e *StoppedError) Error() string {
 }
 
 func (e *StoppedError) Unwrap() error { return e.Err }
+
+// ErrorCode is CodeFailed.
+func (e *StoppedError) ErrorCode() Code { return CodeFailed }

@@ -26,7 +26,7 @@ type Feed struct {
 	position uint64
 	running  bool
 	stopped  error           // why the last Run ended, unless its context did
-	moved    chan struct{}   // closed when the position, or whether it can move, changes
+	moved    chan struct{}   // closed when anything that Status shows changes
 	tail     []events.Record // the last events folded, while there are builds
 }
 

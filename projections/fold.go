@@ -135,7 +135,7 @@ func (f *folder) commit() error {
 const pumpLength = 256
 
 // pump follows the journal and folds, committing whenever nothing more is
-// waiting: at the tip that is after each event. It settles (see settle) when idle and when woken.
+// waiting: at the tip that is after each event. It calls settle when idle and when woken.
 func pump(ctx context.Context, from Follower, f *folder, step func(events.Record) error, wake <-chan struct{}, settle func() error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	records := make(chan events.Record, pumpLength)

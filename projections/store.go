@@ -23,12 +23,16 @@ const formatNumber = 1
 // byte of the database beside it.
 const formatFile = "FORMAT"
 
-// Options bound a store. The zero value has the defaults.
+// Options bound a store; the zero value has the defaults. The memory of a store
+// is about CacheBytes, two or three times MemTableBytes, and for each running
+// feed or build twice BatchBytes (rows, and the Pebble batch made of them) and
+// the pumpLength events on their way to it. While something is built the feed
+// also keeps its last tailEvents events.
 type Options struct {
 	// CacheBytes is the size of the block cache; 64 MiB if 0.
 	CacheBytes int64
-	// MemTableBytes is the size of one memtable; 16 MiB if 0. At most two exist,
-	// and a third of the size again is reserved while one is flushed.
+	// MemTableBytes is the size of one memtable; 16 MiB if 0. Writes wait for a
+	// flush when two are full.
 	MemTableBytes uint64
 	// BatchBytes is about how much one batch of a feed that is behind holds before it is
 	// committed; 4 MiB if 0.

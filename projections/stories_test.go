@@ -134,11 +134,14 @@ func agree(t *testing.T, h *history, f reads, taken map[uint64]map[string]events
 	anew := follow(t, h)
 	check(t, anew.WaitFor(t.Context(), uint64(len(h.records))))
 	for seq, want := range taken {
-		if got := f.digests(t, seq); !reflect.DeepEqual(got, want) {
-			t.Errorf("as of %d the digests are %v; when it was the tip they were %v", seq, got, want)
-		}
-		if got := anew.digests(t, seq); !reflect.DeepEqual(got, want) {
-			t.Errorf("built anew the digests as of %d are %v; they were %v", seq, got, want)
+		now, rebuilt := f.digests(t, seq), anew.digests(t, seq)
+		for name := range want {
+			if now[name] != want[name] {
+				t.Errorf("%s as of %d has the digest %s; when that was the tip it was %s", name, seq, now[name], want[name])
+			}
+			if rebuilt[name] != want[name] {
+				t.Errorf("%s built anew has as of %d the digest %s; it was %s", name, seq, rebuilt[name], want[name])
+			}
 		}
 	}
 	anew.stop()

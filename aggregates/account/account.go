@@ -196,7 +196,7 @@ func unknown(a events.AccountID) error {
 // (https://docs.nats.io/running-a-nats-service/configuration/securing_nats/auth_intro/nkey_auth).
 func isUserKey(key string) bool {
 	raw, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(key)
-	if err != nil || len(raw) != 35 || raw[0] != 20<<3 {
+	if len(key) != 56 || err != nil || len(raw) != 35 || raw[0] != 20<<3 { // the decoder skips line ends; a key has none
 		return false
 	}
 	return binary.LittleEndian.Uint16(raw[33:]) == crc16(raw[:33])

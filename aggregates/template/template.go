@@ -31,7 +31,6 @@ type version struct {
 
 // State is what decisions need to know of a template.
 type State struct {
-	id        events.TemplateID
 	name      string
 	operation events.OperationID // that created it
 	versions  []version          // versions[i] is version i+1

@@ -12,7 +12,7 @@ import (
 
 // fetchAtMost is up to how many events are fetched one by one; a consumer costs
 // about as much as this many questions.
-const fetchAtMost = 48
+const fetchAtMost = 8
 
 // Last gives the sequence of the aggregate's last event; 0 without any.
 func (j *JetStream) Last(ctx context.Context, a events.Aggregate) (uint64, error) {

@@ -102,6 +102,14 @@ func (m *Memory) Put(subject string, header nats.Header, payload []byte) {
 	})
 }
 
+// Message gives a stored message, as a reader beside the journal sees it.
+func (m *Memory) Message(sequence uint64) (subject string, header nats.Header, payload []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.copy(sequence)
+	return d.subject, maps.Clone(d.header), d.payload
+}
+
 // store appends a message; the lock is held.
 func (m *Memory) store(msg message) delivery {
 	at := m.clock().UTC()

@@ -220,6 +220,19 @@ func foreign(m message, format string, args ...any) error {
 	return fmt.Errorf("%w: message on %s was not written by this journal: %s", events.ErrUnknownEvent, m.subject, fmt.Sprintf(format, args...))
 }
 
+// DigestOf is the digest of an event as it lies in the stream, for auditors; the
+// package documentation defines it. Of a header with several values the first counts,
+// but no journal writes or accepts such a one.
+func DigestOf(subject string, header nats.Header, payload []byte) events.Digest {
+	var values [attrCount]string
+	for i, name := range headerNames {
+		if v := header[name]; len(v) > 0 {
+			values[i] = v[0]
+		}
+	}
+	return digest(subject, &values, payload)
+}
+
 // digest is the event's digest as the package documentation defines it.
 func digest(subject string, values *[attrCount]string, payload []byte) events.Digest {
 	var room [1536]byte // most events fit; larger ones move to the heap

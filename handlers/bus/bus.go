@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +17,13 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+
+	"github.com/tombolo-vdc/tombolo/events"
 )
+
+// tlsPatience is how long a client's handshake may take.
+const tlsPatience = 5 * time.Second
 
 // Sync says when what JetStream acknowledges is on the disk.
 type Sync string
@@ -47,9 +54,10 @@ type Options struct {
 	Patience time.Duration
 	// Log receives the server's log. Required.
 	Log *slog.Logger
-	// Access sets accounts, users, permissions and TLS. Without it whoever
-	// reaches the server may do everything, so Listen must be on loopback.
-	Access func(*server.Options) error
+	// Users says who may connect besides the control plane. Listen needs it.
+	Users Users
+	// TLS is demanded of clients over TCP. Without it Listen must be on loopback.
+	TLS *tls.Config
 }
 
 // Code is an error's stable code.
@@ -82,9 +90,11 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // Server is a running embedded server.
 type Server struct {
-	nats *server.Server
-	lock *os.File
-	sync Sync
+	nats  *server.Server
+	lock  *os.File
+	sync  Sync
+	core  nkeys.KeyPair // the control plane's, of this process alone
+	guard *nats.Conn
 }
 
 // Embedded starts a server and returns once it answers. Errors are *Error.
@@ -110,10 +120,21 @@ func Embedded(o Options) (_ *Server, err error) {
 			return nil, err
 		}
 	}
+	core, err := nkeys.CreateUser()
+	if err != nil {
+		return nil, &Error{NotStarted, "draw the control plane's key", err}
+	}
+	public, err := core.PublicKey()
+	if err != nil {
+		return nil, &Error{NotStarted, "draw the control plane's key", err}
+	}
+	g := &gate{users: o.Users, core: public, log: o.Log}
+	options.CustomClientAuthentication, options.AlwaysEnableNonce = g, true
 	s, err := server.NewServer(options)
 	if err != nil {
 		return nil, &Error{NotStarted, "configure the server", err}
 	}
+	g.nats, g.house = s, &house{nats: s, open: map[events.AccountID]*server.Account{}}
 	log := &logger{log: o.Log}
 	s.SetLoggerV2(log, o.Log.Enabled(context.Background(), slog.LevelDebug), false, false)
 	s.Start()
@@ -125,12 +146,30 @@ func Embedded(o Options) (_ *Server, err error) {
 		}
 		return nil, &Error{NotStarted, fatal, nil}
 	}
+	b := &Server{nats: s, lock: lock, sync: o.Sync, core: core}
+	if err := b.furnish(g.house, o.Log); err != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return nil, &Error{NotStarted, "open the accounts", err}
+	}
 	level := slog.LevelInfo
 	if o.Sync != SyncAlways {
 		level = slog.LevelWarn
 	}
 	o.Log.Log(context.Background(), level, "the bus is up", "sync", string(o.Sync), "dir", o.Dir, "listen", o.Listen, "max_store", s.JetStreamConfig().MaxStore)
-	return &Server{nats: s, lock: lock, sync: o.Sync}, nil
+	return b, nil
+}
+
+// furnish opens the account of administrators and agents, and what stands
+// before their reading of the journal.
+func (s *Server) furnish(h *house, log *slog.Logger) (err error) {
+	if _, err := h.account(events.None); err != nil {
+		return err
+	}
+	if s.guard, err = s.Connect(nats.Name("guard")); err != nil {
+		return err
+	}
+	return guardJournal(s.guard, log)
 }
 
 // serverOptions checks o, fills in its defaults and translates it.
@@ -155,16 +194,19 @@ func serverOptions(o *Options) (*server.Options, error) {
 	if o.Patience == 0 {
 		o.Patience = time.Minute
 	}
-	options := &server.Options{
-		ServerName:        "tombolo",
-		DontListen:        true,
-		NoSigs:            true,
-		JetStream:         true,
-		StoreDir:          o.Dir,
-		SyncAlways:        o.Sync == SyncAlways,
-		MaxPayload:        o.MaxPayload,
-		JetStreamMaxStore: o.MaxStore,
+	options := &server.Options{}
+	// Only the configuration language can give an account JetStream from the start.
+	if err := options.ProcessConfigString("accounts: {" + Core + ": {jetstream: enabled}}"); err != nil {
+		return nil, &Error{NotStarted, "configure the accounts", err}
 	}
+	options.ServerName = "tombolo"
+	options.DontListen = true
+	options.NoSigs = true
+	options.JetStream = true
+	options.StoreDir = o.Dir
+	options.SyncAlways = o.Sync == SyncAlways
+	options.MaxPayload = o.MaxPayload
+	options.JetStreamMaxStore = o.MaxStore
 	if o.Listen != "" {
 		host, text, err := net.SplitHostPort(o.Listen)
 		if err != nil {
@@ -174,18 +216,19 @@ func serverOptions(o *Options) (*server.Options, error) {
 		if err != nil {
 			return bad("listen %q has no port between 0 and 65535", o.Listen)
 		}
-		if ip := net.ParseIP(host); o.Access == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			return bad("listen %q is not on loopback, and there is no access control", o.Listen)
+		if ip := net.ParseIP(host); o.TLS == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return bad("listen %q is not on loopback, and there is no TLS", o.Listen)
+		}
+		if o.Users == nil {
+			return bad("listen %q without users: nobody could connect", o.Listen)
 		}
 		options.DontListen, options.Host, options.Port = false, host, int(port)
 		if port == 0 {
 			options.Port = server.RANDOM_PORT
 		}
 	}
-	if o.Access != nil {
-		if err := o.Access(options); err != nil {
-			return nil, &Error{BadOptions, "access", err}
-		}
+	if o.TLS != nil {
+		options.TLS, options.TLSConfig, options.TLSTimeout = true, o.TLS, tlsPatience.Seconds()
 	}
 	return options, nil
 }
@@ -220,12 +263,20 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// Connect gives a connection that does not go over the network. It reconnects
-// for ever; the options may say otherwise, and carry credentials.
+// Connect gives the control plane a connection that does not go over the
+// network. It may do everything in account Core. It reconnects for ever; the
+// options may say otherwise, or carry a user's key instead.
 func (s *Server) Connect(options ...nats.Option) (*nats.Conn, error) {
-	all := append([]nats.Option{nats.InProcessServer(s.nats), nats.MaxReconnects(-1)}, options...)
+	public, err := s.core.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	all := append([]nats.Option{s.InProcess(), nats.MaxReconnects(-1), nats.Nkey(public, s.core.Sign)}, options...)
 	return nats.Connect("", all...)
 }
+
+// InProcess is the option to connect without going over the network.
+func (s *Server) InProcess() nats.Option { return nats.InProcessServer(s.nats) }
 
 // URL is where clients connect over TCP; empty without a listener.
 func (s *Server) URL() string {
@@ -251,6 +302,7 @@ func (s *Server) Ready() error {
 
 // Close stops the server, waits until everything is written, and frees Dir.
 func (s *Server) Close() error {
+	s.guard.Close()
 	s.nats.Shutdown()
 	s.nats.WaitForShutdown()
 	return s.lock.Close()

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 )
 
@@ -104,8 +105,10 @@ func TestKeepsWhatWasAcknowledged(t *testing.T) {
 }
 
 func TestListensAndSaysWhere(t *testing.T) {
-	s, _ := start(t, bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 128 << 10, MaxStore: 64 << 20})
-	conn, err := nats.Connect(s.URL())
+	users := &directory{users: map[string]bus.User{}}
+	ann := users.add(t, bus.User{Account: "acme", User: "ann", Role: events.Operator})
+	s, _ := start(t, bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", MaxPayload: 128 << 10, MaxStore: 64 << 20, Users: users})
+	conn, err := bus.Connect(s.URL(), ann.seed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,19 +123,20 @@ func TestListensAndSaysWhere(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
-	s, _ := start(t, bus.Options{Dir: dir, Listen: "127.0.0.1:0"})
+	s, _ := start(t, bus.Options{Dir: dir, Listen: "127.0.0.1:0", Users: &directory{}})
 	taken := strings.TrimPrefix(s.URL(), "nats://")
 	refused(t, bus.Options{Dir: dir}, bus.DataInUse)
-	refused(t, bus.Options{Dir: t.TempDir(), Listen: taken}, bus.PortInUse)
+	refused(t, bus.Options{Dir: t.TempDir(), Listen: taken, Users: &directory{}}, bus.PortInUse)
 	refused(t, bus.Options{}, bus.BadOptions)
 	refused(t, bus.Options{Dir: dir, Listen: "nowhere"}, bus.BadOptions)
 	refused(t, bus.Options{Dir: dir, Listen: "127.0.0.1:70000"}, bus.BadOptions)
-	refused(t, bus.Options{Dir: dir, Listen: "0.0.0.0:0"}, bus.BadOptions)
+	refused(t, bus.Options{Dir: dir, Listen: "0.0.0.0:0", Users: &directory{}}, bus.BadOptions)
+	refused(t, bus.Options{Dir: dir, Listen: "127.0.0.1:0"}, bus.BadOptions)
 	refused(t, bus.Options{Dir: dir, Sync: "sometimes"}, bus.BadOptions)
 
 	// A refused start holds nothing: the port's loser left its directory free.
 	loser := t.TempDir()
-	refused(t, bus.Options{Dir: loser, Listen: taken}, bus.PortInUse)
+	refused(t, bus.Options{Dir: loser, Listen: taken, Users: &directory{}}, bus.PortInUse)
 	start(t, bus.Options{Dir: loser})
 	// And a closed server frees its port and directory.
 	if err := s.Close(); err != nil {
@@ -143,7 +147,7 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close()
-	start(t, bus.Options{Dir: dir, Listen: taken})
+	start(t, bus.Options{Dir: dir, Listen: taken, Users: &directory{}})
 }
 
 func TestLazySyncIsReported(t *testing.T) {

@@ -2,10 +2,9 @@ package commands
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
-
-	"github.com/nats-io/nuid"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -99,7 +98,7 @@ func FailureOf(err error, log *slog.Logger) Failure {
 	case documents.CodeOf(err) == documents.TooLarge:
 		return Failure{Code: string(documents.TooLarge), Class: aggregates.Invalid, Text: "the graph is larger than a document may be"}
 	}
-	f := Failure{Code: "internal", Class: Internal, Text: "the command failed for a reason that is not yours", Reference: nuid.Next(),
+	f := Failure{Code: "internal", Class: Internal, Text: "the command failed for a reason that is not yours", Reference: rand.Text(),
 		Next: "send it again with the same command id; an administrator finds the reason in the log under the reference"}
 	log.Error("a command failed", "reference", f.Reference, "error", err)
 	return f

@@ -1,6 +1,3 @@
-// Package commands is the bus's front door: it takes commands in, checks who
-// sends them and whether they may, and has the aggregates decide. Execute is the
-// one place where a decision becomes an event.
 package commands
 
 import (

@@ -1,8 +1,10 @@
 package commands_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"reflect"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 )
 
@@ -86,6 +89,73 @@ func TestTemplateCreateResumed(t *testing.T) {
 	}
 	if n := w.history(t, name.Of("acme", "", "ajax-sales-demo")); len(n) != 2 || n[1].Event.(events.NameClaimed).Owner != r.ID {
 		t.Errorf("%+v", n)
+	}
+}
+
+// A command whose first number was another's at the time stays with its second
+// when the first becomes free.
+func TestTemplateCreateKeepsItsNumber(t *testing.T) {
+	first := send(t, newWorld(t).core, "tombolo.command.acme.template.create", "c-1", create).ok(t)
+	w := newWorld(t)
+	o := commands.Origin{Account: "other", Command: events.CommandRef{ID: "theirs", Digest: events.DigestOf(nil)}}
+	_, err := commands.Execute(t.Context(), commands.NewExecutor(w.journal, w.now), o, "x", aggregatenumber.Claim{
+		Number: events.TemplateID(first.ID), Account: "other", Owner: "theirs", Until: time.Now().Add(commands.ClaimTime)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := send(t, w.core, "tombolo.command.acme.template.create", "c-1", create).ok(t)
+	if second.ID == first.ID {
+		t.Fatal("it took another's number")
+	}
+	start := time.Now()
+	w.now = func() time.Time { return start.Add(2 * commands.ClaimTime) }
+	if again := send(t, w.core, "tombolo.command.acme.template.create", "c-1", create).ok(t); !reflect.DeepEqual(again, second) {
+		t.Errorf("%+v\n%+v", second, again)
+	}
+}
+
+// closed is a journal that takes no template.
+type closed struct{ journal.Journal }
+
+func (c closed) Append(ctx context.Context, p journal.Proposal) (events.Record, error) {
+	if p.Aggregate.Kind == events.KindTemplate {
+		return events.Record{}, &journal.FullError{Type: p.Event.EventType()}
+	}
+	return c.Journal.Append(ctx, p)
+}
+
+// Of claims that an earlier try made only the record is sure. What ran out in the
+// meantime is claimed again, and is refused if somebody else has it by now.
+func TestTemplateCreateClaimsAgain(t *testing.T) {
+	w := newWorld(t)
+	start := time.Now()
+	shut := w.newDoor(t, closed{w.journal})
+	request := func(id events.CommandID) commands.Request {
+		return commands.Request{Account: "acme", Kind: "template", Verb: "create", Command: id, From: w.users["actor:acme/ann"],
+			Body: []byte(`{"environment":"e","region":"sydney","name":"one name"}`)}
+	}
+	claims := func() int { return len(w.history(t, name.Of("acme", "", "one-name"))) }
+	for try := range 3 { // cut short again and again, each time after the claims have run out
+		w.now = func() time.Time { return start.Add(time.Duration(try) * 2 * commands.ClaimTime) }
+		if _, err := shut.Do(t.Context(), request("mine")); commands.FailureOf(err, slog.New(slog.DiscardHandler)).Code != "journal-full" {
+			t.Fatal(err)
+		}
+		if claims() != try+1 {
+			t.Errorf("try %d: %d claims to the name", try, claims())
+		}
+	}
+	w.now = func() time.Time { return start.Add(6 * commands.ClaimTime) }
+	theirs, err := w.door.Do(t.Context(), request("theirs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.door.Do(t.Context(), request("mine")); commands.FailureOf(err, slog.New(slog.DiscardHandler)).Code != "name-in-use" {
+		t.Errorf("a claim that ran out counts: %v", err)
+	}
+	w.now = func() time.Time { return start.Add(60 * commands.ClaimTime) }
+	before := claims()
+	if again, err := w.door.Do(t.Context(), request("theirs")); err != nil || again != theirs || claims() != before {
+		t.Errorf("what is done is claimed again: %+v, %v, %d claims", again, err, claims()-before)
 	}
 }
 

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/nats-io/nats-server/v2/server"
-
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/account"
 	"github.com/tombolo-vdc/tombolo/aggregates/region"
@@ -18,7 +16,6 @@ const defaultAccount events.AccountID = "default"
 
 // keyring is the secrets that the program itself made.
 type keyring struct {
-	control       key // the program's own connection; no user of any account
 	administrator key
 	operator      key
 	agents        map[events.RegionID]key
@@ -32,22 +29,12 @@ func openKeys(dir string, regions []string) (keyring, error) {
 		errs = append(errs, err)
 		return got
 	}
-	ring.control = open(key{Account: events.None, User: "control-plane"})
 	ring.administrator = open(key{Account: events.None, User: "administrator", Role: events.Administrator})
 	ring.operator = open(key{Account: defaultAccount, User: "operator", Role: events.Operator})
 	for _, r := range regions {
 		ring.agents[events.RegionID(r)] = open(key{Account: events.None, User: events.UserID("agent-" + r), Role: events.Agent, Region: events.RegionID(r)})
 	}
 	return ring, errors.Join(errs...)
-}
-
-// access lets the bus in whoever holds one of the program's keys.
-func (r keyring) access(o *server.Options) error {
-	o.Nkeys = []*server.NkeyUser{{Nkey: r.control.NKey}, {Nkey: r.administrator.NKey}}
-	for _, a := range r.agents {
-		o.Nkeys = append(o.Nkeys, &server.NkeyUser{Nkey: a.NKey})
-	}
-	return nil
 }
 
 // bootstrap makes the accounts, the users and the regions that a new directory

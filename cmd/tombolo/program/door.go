@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/policies"
@@ -181,6 +183,21 @@ func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bo
 		return projections.Accounts{}.ByToken(v, token)
 	})
 	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok, err
+}
+
+// busUsers tells the bus who may connect.
+type busUsers struct{ directory *atomic.Pointer[directory] }
+
+// ByNKey finds the user with this public key.
+func (b busUsers) ByNKey(public string) (bus.User, bool) {
+	d := b.directory.Load()
+	if d == nil {
+		return bus.User{}, false
+	}
+	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByNKey(v, public)
+	})
+	return bus.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok && err == nil
 }
 
 // openHTTP makes the HTTP interface. Its listener is open already.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nkeys"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
@@ -75,13 +74,4 @@ func newToken() string {
 	var b [32]byte
 	rand.Read(b[:]) // never fails (crypto/rand)
 	return "tmb_" + hex.EncodeToString(b[:])
-}
-
-// option signs in to the bus with the key.
-func (k key) option() (nats.Option, error) {
-	pair, err := nkeys.FromSeed([]byte(k.Seed))
-	if err != nil {
-		return nil, fmt.Errorf("the key of %s: %w", k.User, err)
-	}
-	return nats.Nkey(k.NKey, pair.Sign), nil
 }

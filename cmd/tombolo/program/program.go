@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,18 +42,6 @@ type Config struct {
 	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
 	Version string
 	Log     *slog.Logger // required
-
-	// OpenAgent starts the agent of one region; nil starts none, and regions are
-	// then served by agents of their own.
-	OpenAgent func(ctx context.Context, c AgentConfig) (Agent, error)
-}
-
-// AgentConfig is what a region's agent gets from the process that it runs in.
-type AgentConfig struct {
-	Region  events.RegionID
-	Dir     string // the agent's own
-	Connect func(...nats.Option) (*nats.Conn, error)
-	Log     *slog.Logger
 }
 
 // Agent is a region's agent as the program runs it.
@@ -80,6 +69,7 @@ type Program struct {
 	listener     net.Listener
 	server       *http.Server
 	keys         keyring
+	users        atomic.Pointer[directory] // for the bus, which is there before the projections
 	agents       []namedAgent
 	closers      []func() error // in the order of opening
 }
@@ -159,9 +149,6 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	if err := p.openHTTP(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.openAgents(ctx); err != nil {
-		return nil, err
-	}
 	return p, p.writeContexts()
 }
 
@@ -227,7 +214,7 @@ func listen(address string) (net.Listener, error) {
 }
 
 func (p *Program) openJournal(ctx context.Context) error {
-	o := bus.Options{Dir: p.dir("bus"), Listen: p.config.NATS, Log: p.config.Log.With("part", "bus"), Access: p.keys.access}
+	o := bus.Options{Dir: p.dir("bus"), Listen: p.config.NATS, Log: p.config.Log.With("part", "bus"), Users: busUsers{&p.users}}
 	if p.config.Lazy {
 		o.Sync = bus.SyncLazy
 	}
@@ -236,11 +223,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 		return err
 	}
 	p.opened(p.bus.Close)
-	signIn, err := p.keys.control.option()
-	if err != nil {
-		return err
-	}
-	if p.conn, err = p.bus.Connect(signIn, nats.Name("control-plane")); err != nil {
+	if p.conn, err = p.bus.Connect(nats.Name("control-plane")); err != nil {
 		return fmt.Errorf("connect to the bus: %w", err)
 	}
 	p.opened(func() error { p.conn.Close(); return nil })
@@ -281,28 +264,22 @@ func (p *Program) openReads() (err error) {
 	if p.feed, err = p.store.Feed(projections.All()...); err != nil {
 		return err
 	}
+	p.users.Store(&directory{p.feed})
 	p.runner, err = processes.New(p.journal, p.executor, p.store, p.config.Log.With("part", "processes"))
 	return err
 }
 
+// openAgents opens the regions' agents, once their credentials are known.
 func (p *Program) openAgents(ctx context.Context) error {
-	if p.config.OpenAgent == nil {
-		return nil
+	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
+		return err
 	}
 	for _, r := range p.config.Regions {
-		region := events.RegionID(r)
-		signIn, err := p.keys.agents[region].option()
-		if err != nil {
-			return err
-		}
-		a, err := p.config.OpenAgent(ctx, AgentConfig{Region: region, Dir: p.dir("regions", r), Log: p.config.Log.With("part", "agent", "region", r),
-			Connect: func(o ...nats.Option) (*nats.Conn, error) {
-				return p.bus.Connect(append([]nats.Option{signIn}, o...)...)
-			}})
+		a, err := p.openAgent(ctx, events.RegionID(r))
 		if err != nil {
 			return fmt.Errorf("start the agent of %s: %w", r, err)
 		}
-		p.agents = append(p.agents, namedAgent{region, a})
+		p.agents = append(p.agents, namedAgent{events.RegionID(r), a})
 		p.opened(a.Close)
 	}
 	return nil
@@ -363,6 +340,11 @@ func (p *Program) Run(ctx context.Context) error {
 		}
 	})
 	part("the processes", p.runner.Run)
+	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
+		cancel()
+		parts.Wait()
+		return err
+	}
 	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
 		part("the agent of "+string(a.region), a.Run)

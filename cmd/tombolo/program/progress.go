@@ -11,7 +11,7 @@ import (
 )
 
 // ProgressPrefix is the core NATS subject on which agents tell how transfers go:
-// tombolo.progress.<account>.<operation>.<region>, an api.Transfer as JSON. What
+// tombolo.progress.<account>.<region>.<operation>, an api.Transfer as JSON. What
 // nobody follows is lost; the journal has the result.
 const ProgressPrefix = "tombolo.progress."
 
@@ -27,7 +27,7 @@ const progressBacklog = 256
 // Follow calls each with every report on an operation until the context ends.
 func (p progress) Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error {
 	reports := make(chan *nats.Msg, progressBacklog)
-	sub, err := p.conn.ChanSubscribe(ProgressPrefix+string(account)+"."+string(operation)+".*", reports)
+	sub, err := p.conn.ChanSubscribe(ProgressPrefix+string(account)+".*."+string(operation), reports)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package chunkstest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -63,15 +64,18 @@ func Disk(seed uint64, blocks int) []byte {
 		block := b[i:min(len(b), i+chunks.BlockSize)]
 		switch k := r.IntN(8); {
 		case k < 4:
-			for j := range block {
-				block[j] = "environment "[(j*j/1000+int(seed)+i/chunks.BlockSize)%12]
+			for j := range min(len(block), 1024) {
+				block[j] = "environment "[(j*j/10+int(seed)+i/chunks.BlockSize)%12]
+			}
+			for j := 1024; j < len(block); j *= 2 {
+				copy(block[j:], block[:j])
 			}
 			for range 2000 {
 				block[r.IntN(len(block))] = byte(r.Uint32())
 			}
 		case k < 6:
-			for j := range block {
-				block[j] = byte(r.Uint32())
+			for j := 0; j+8 <= len(block); j += 8 {
+				binary.LittleEndian.PutUint64(block[j:], r.Uint64())
 			}
 		case k == 6 && i > 0 && len(block) == chunks.BlockSize:
 			copy(block, b[:chunks.BlockSize])

@@ -124,15 +124,29 @@ func (s *Store) sweep(ctx context.Context, r chunks.CollectRequest, out *chunks.
 	if len(chosen) == 0 {
 		return nil
 	}
-	if slices.Contains(chosen, active) {
+	// Packs without anything in use go first, and without a sync: on a full disk there is no room for its indexes.
+	var mixed []*pack
+	for _, p := range chosen {
+		gone, err := s.drop(p, out)
+		if err != nil {
+			return err
+		}
+		if !gone {
+			mixed = append(mixed, p)
+		}
+	}
+	if err := s.writeError(s.fs.syncDir(s.path("packs")), "make the removal of packs durable"); err != nil || len(mixed) == 0 {
+		return err
+	}
+	if slices.Contains(mixed, active) {
 		s.rotate()
 	}
 	if err := s.sync(); err != nil {
 		return err
 	}
-	// Packs without anything in use go first: they make room for what the others have.
-	slices.SortStableFunc(chosen, func(a, b *pack) int { return cmp.Compare(live[a.number], live[b.number]) })
-	for _, p := range chosen {
+	// Those with the least in use make the most room for the others.
+	slices.SortStableFunc(mixed, func(a, b *pack) int { return cmp.Compare(live[a.number], live[b.number]) })
+	for _, p := range mixed {
 		if err := s.rewrite(ctx, p, out); err != nil {
 			return err
 		}
@@ -184,6 +198,66 @@ func (s *Store) rewrite(ctx context.Context, p *pack, out *chunks.CollectResult)
 	if err := s.sync(); err != nil {
 		return err
 	}
+	if err := s.removePack(p); err != nil {
+		return err
+	}
+	out.BytesFreed += p.size - copied
+	return s.writeError(s.fs.syncDir(s.path("packs")), "make the removal of a pack durable")
+}
+
+// drop removes a pack, durable or not, where nothing of it is in use.
+func (s *Store) drop(p *pack, out *chunks.CollectResult) (gone bool, err error) {
+	entries, err := s.packEntries(p)
+	if err != nil {
+		return false, err
+	}
+	// Nobody syncs or appends meanwhile.
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
+	s.appendMu.Lock()
+	defer s.appendMu.Unlock()
+	if p == s.active {
+		entries = p.entries
+	}
+	if !s.forgetUnused(p, entries, out) {
+		return false, nil
+	}
+	if p == s.active {
+		s.active = nil
+	}
+	if i := slices.Index(s.finishing, p); i >= 0 {
+		<-p.finished
+		s.finishing = slices.Delete(slices.Clone(s.finishing), i, i+1)
+	}
+	out.BytesFreed += p.size
+	return true, s.removePack(p)
+}
+
+// forgetUnused forgets the chunks of a pack, all or (where one is in use) none.
+func (s *Store) forgetUnused(p *pack, entries []packEntry, out *chunks.CollectResult) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest := s.oldestSession()
+	here := func(pe packEntry) (entry, bool) {
+		e, ok := s.chunks[pe.id]
+		return e, ok && e.pack == p.number && e.off == pe.off
+	}
+	for _, pe := range entries {
+		if e, ok := here(pe); ok && s.inUse(e, oldest) {
+			return false
+		}
+	}
+	for _, pe := range entries {
+		if _, ok := here(pe); ok {
+			delete(s.chunks, pe.id)
+			out.ChunksRemoved++
+		}
+	}
+	return true
+}
+
+// removePack removes the files of a pack that holds nothing any more, after its readers are done.
+func (s *Store) removePack(p *pack) error {
 	s.mu.Lock()
 	delete(s.packs, p.number)
 	s.stored -= p.size
@@ -196,8 +270,7 @@ func (s *Store) rewrite(ctx context.Context, p *pack, out *chunks.CollectResult)
 			return s.writeError(err, "remove a pack")
 		}
 	}
-	out.BytesFreed += p.size - copied
-	return s.writeError(s.fs.syncDir(s.path("packs")), "make the removal of a pack durable")
+	return nil
 }
 
 // move appends a copy of a record and leads readers to it, unless the chunk went away meanwhile.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // filesystem is what the store changes files with; tests put a disk beneath that fills up or loses power.
@@ -13,6 +15,7 @@ type filesystem interface {
 	rename(from, to string) error
 	remove(name string) error
 	syncDir(name string) error
+	free(name string) (int64, error) // bytes that may still be written below a folder
 }
 
 type file interface {
@@ -37,4 +40,11 @@ func (osFS) syncDir(name string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+func (osFS) free(name string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(name, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Bsize), nil
 }

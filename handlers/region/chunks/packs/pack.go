@@ -137,11 +137,8 @@ func openPack(fsys filesystem, dir string, number uint32) (*pack, []packEntry, e
 			return nil, nil, errors.Join(err, p.f.Close())
 		}
 	}
-	entries = append(entries, found...)
-	if len(found) > 0 {
-		p.entries = entries
-	}
-	return p, entries, nil
+	p.entries = append(append([]packEntry{}, entries...), found...)
+	return p, p.entries, nil
 }
 
 // scanPack reads records from offset from to size and gives the end of the last whole one. It steps over what is broken

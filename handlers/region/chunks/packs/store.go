@@ -41,6 +41,9 @@ type Options struct {
 	PackSize int64
 	// MaxBytes is the quota for packs, in bytes; 0 leaves it to the disk. Collect may pass it for a moment.
 	MaxBytes int64
+	// Reserve is the room in bytes that Put leaves on the disk: Collect needs some to make more. 0 means nine eighths
+	// of PackSize, one pack and its index.
+	Reserve int64
 }
 
 // Store implements chunks.Store.
@@ -67,6 +70,7 @@ type Store struct {
 	finishing []*pack    // full, on their way to the disk
 	next      uint32
 	buf       []byte // one record
+	unchecked int    // bytes put since the disk was asked for its room
 	failed    error  // after an fsync failed nothing is known of what was written
 
 	mu       sync.Mutex // where chunks are, and what protects them
@@ -98,8 +102,11 @@ func open(dir string, o Options, fsys filesystem) (_ *Store, err error) {
 	if o.PackSize == 0 {
 		o.PackSize = 128 << 20
 	}
-	if o.PackSize < 0 || o.PackSize > math.MaxInt32 || o.MaxBytes < 0 {
-		return nil, chunks.Errorf(chunks.RangeInvalid, "pack size %d, quota %d", o.PackSize, o.MaxBytes)
+	if o.PackSize < 0 || o.PackSize > math.MaxInt32 || o.MaxBytes < 0 || o.Reserve < 0 {
+		return nil, chunks.Errorf(chunks.RangeInvalid, "pack size %d, quota %d, reserve %d", o.PackSize, o.MaxBytes, o.Reserve)
+	}
+	if o.Reserve == 0 {
+		o.Reserve = o.PackSize + o.PackSize/8
 	}
 	s := &Store{
 		dir: dir, options: o, fs: fsys, next: 1,
@@ -107,7 +114,7 @@ func open(dir string, o Options, fsys filesystem) (_ *Store, err error) {
 		chunks: map[chunks.ID]entry{}, packs: map[uint32]*pack{},
 		sessions: map[*session]uint32{}, acquired: map[chunks.Digest]*acquiredDisk{},
 		broken: map[string]error{}, sizes: map[chunks.Digest]int64{},
-		buf: make([]byte, 0, chunks.MaxRecordSize),
+		buf: make([]byte, 0, chunks.MaxRecordSize), unchecked: roomEvery,
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, s.writeError(err, "make the folder")
@@ -228,9 +235,6 @@ func (s *Store) openPacks() error {
 		}
 		if s.active != nil {
 			s.finish(s.active)
-		}
-		if p.entries == nil {
-			p.entries = entries
 		}
 		s.active = p
 	}

@@ -97,8 +97,9 @@ func (n *session) Put(ctx context.Context, sealed chunks.Sealed) (int64, error) 
 		return 0, s.errClosed()
 	case present:
 		return 0, nil
-	case s.options.MaxBytes > 0 && s.storedBytes()+int64(rec.Size()) > s.options.MaxBytes:
-		return 0, chunks.Errorf(chunks.StoreFull, "the quota of %d bytes of %s is used; remove templates or raise it", s.options.MaxBytes, s.dir)
+	}
+	if err := s.room(rec.Size()); err != nil {
+		return 0, err
 	}
 	e, err := s.append(rec)
 	if err != nil {
@@ -110,10 +111,29 @@ func (n *session) Put(ctx context.Context, sealed chunks.Sealed) (int64, error) 
 	return int64(e.len), nil
 }
 
-func (s *Store) storedBytes() int64 {
+// roomEvery is how many bytes are put at most between two looks at the disk's room.
+const roomEvery = 1 << 20
+
+// room says whether n bytes more fit; it wants appendMu.
+func (s *Store) room(n int) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stored
+	stored := s.stored
+	s.mu.Unlock()
+	if s.options.MaxBytes > 0 && stored+int64(n) > s.options.MaxBytes {
+		return chunks.Errorf(chunks.StoreFull, "the quota of %d bytes of %s is used; remove templates or raise it", s.options.MaxBytes, s.dir)
+	}
+	if s.unchecked += n; int64(s.unchecked) < min(roomEvery, s.options.Reserve/4) {
+		return nil
+	}
+	free, err := s.fs.free(s.dir)
+	if err != nil {
+		return s.writeError(err, "ask for the room")
+	}
+	if free < s.options.Reserve {
+		return chunks.Errorf(chunks.StoreFull, "%s has %d bytes of room, and %d are kept for making more; remove templates or free space", s.dir, free, s.options.Reserve)
+	}
+	s.unchecked = 0
+	return nil
 }
 
 // append writes a record at the end of the active pack; it wants appendMu.

@@ -1,0 +1,226 @@
+package region
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/packs"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// Agent is one region's agent: Open, Run, Close.
+type Agent struct {
+	cfg    Config
+	lock   *os.File
+	id     string
+	store  chunks.Store
+	cache  *chunks.Cache
+	reads  *projections.Store
+	feed   *projections.Feed
+	links  *transfer.Links
+	puller *transfer.Puller
+
+	transferListener, httpListener net.Listener
+	transferServer                 *transfer.Server
+	uploads                        *uploads
+	nudge                          chan struct{} // something changed that the journal does not tell
+
+	mu    sync.Mutex
+	epoch int
+	jobs  map[events.WorkID]*running
+}
+
+// Open takes the data directory, opens what is in it, and listens; Run does the
+// rest. Errors: agent-dir-in-use, and those of the stores.
+func Open(cfg Config) (_ *Agent, err error) {
+	if cfg.Slots == 0 {
+		cfg.Slots = DefaultSlots
+	}
+	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), jobs: map[events.WorkID]*running{}}
+	defer func() {
+		if err != nil {
+			a.Close()
+		}
+	}()
+	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.takeDir(); err != nil {
+		return nil, err
+	}
+	store, err := packs.Open(filepath.Join(cfg.Dir, "chunks"), packs.Options{})
+	if err != nil {
+		return nil, err
+	}
+	a.store = store
+	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
+		return nil, err
+	}
+	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
+		return nil, err
+	}
+	if a.feed, err = a.reads.Feed(projections.All()...); err != nil {
+		return nil, err
+	}
+	a.uploads = &uploads{agent: a}
+	if a.httpListener, err = listen(cfg.HTTPListen); err != nil {
+		return nil, err
+	}
+	if a.transferListener, err = listen(cfg.TransferListen); err != nil {
+		return nil, err
+	}
+	if err := a.openTransfer(); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// openTransfer prepares what moves chunks between this region and others.
+func (a *Agent) openTransfer() (err error) {
+	self := string(a.cfg.Region)
+	config := &tls.Config{Certificates: []tls.Certificate{a.cfg.Certificate}, RootCAs: a.cfg.Authority, MinVersion: tls.VersionTLS13}
+	a.links = transfer.NewLinks(self)
+	a.transferServer, err = transfer.NewServer(transfer.ServerOptions{Region: self, Store: a.store, TLS: config, Links: a.links, Log: a.cfg.Log})
+	if err != nil {
+		return err
+	}
+	a.puller, err = transfer.NewPuller(transfer.Options{Region: self, Store: a.store, TLS: config, Links: a.links, Scratch: filepath.Join(a.cfg.Dir, "scratch")})
+	return err
+}
+
+func (a *Agent) serveTransfer(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { a.transferServer.Close() })
+	defer stop()
+	if err := a.transferServer.Serve(a.transferListener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return ctx.Err()
+}
+
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, &Error{"port-in-use", fmt.Sprintf("%s is used by another process", address), "choose another port, or 0 for any"}
+	}
+	return l, err
+}
+
+// Error is what an agent cannot start or go on with; Code is stable.
+type Error struct{ Code, Text, Next string }
+
+// Error is the text with its code and what to do.
+func (e *Error) Error() string { return e.Text + " (" + e.Code + "): " + e.Next }
+
+// takeDir locks the data directory and reads, or chooses, the agent's id.
+func (a *Agent) takeDir() error {
+	path := filepath.Join(a.cfg.Dir, "agent-id")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return &Error{"agent-dir-in-use", "another agent uses " + a.cfg.Dir, "stop it, or choose another directory"}
+	}
+	a.lock = f
+	stored, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	a.id = strings.TrimSpace(string(stored))
+	if a.id != "" {
+		return nil
+	}
+	a.id = uuid.NewString()
+	if _, err := f.WriteString(a.id + "\n"); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// HTTPAddress is where the region answers people.
+func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
+
+// TransferAddress is where the region answers other regions.
+func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
+
+// Feed is the region's own projections.
+func (a *Agent) Feed() *projections.Feed { return a.feed }
+
+// Run serves, follows the journal and works until the context ends, or the
+// region is lost to another epoch (stale-epoch).
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
+	g.Go(func() error { return a.serveTransfer(ctx) })
+	g.Go(func() error { return a.serveHTTP(ctx) })
+	g.Go(func() error {
+		if err := a.startEpoch(ctx); err != nil {
+			return err
+		}
+		return a.schedule(ctx)
+	})
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) serveHTTP(ctx context.Context) error {
+	mux := http.NewServeMux()
+	a.uploads.register(mux)
+	if a.cfg.HTTP != nil {
+		mux.Handle("/", a.cfg.HTTP(a.feed))
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(a.httpListener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return ctx.Err()
+}
+
+// Close gives everything back. Run must have returned.
+func (a *Agent) Close() error {
+	var errs []error
+	for _, l := range []net.Listener{a.httpListener, a.transferListener} {
+		if l != nil {
+			if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if a.cache != nil {
+		errs = append(errs, a.cache.Close())
+	}
+	if a.reads != nil {
+		errs = append(errs, a.reads.Close())
+	}
+	if a.store != nil {
+		errs = append(errs, a.store.Close())
+	}
+	if a.lock != nil {
+		errs = append(errs, a.lock.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,72 @@
+// Package region is the region's agent: it owns the region's chunk store and
+// environments, follows the journal for the work that is ordered of its region,
+// performs it, and says what came of it. It appends nothing: it commands.
+package region
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// Commander sends the agent's commands to the control plane. An answer that is
+// a refusal is an *aggregates.Refusal.
+type Commander interface {
+	// Command has one command executed and gives the sequence of its event, or
+	// of the aggregate's last one when there was nothing to do.
+	Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error)
+}
+
+// Progress is how far a piece of work is. It goes to whoever watches, never
+// into the journal.
+type Progress struct {
+	Account   events.AccountID   `json:"account"`
+	Region    events.RegionID    `json:"region"`
+	Work      events.WorkID      `json:"work"`
+	Kind      events.WorkKind    `json:"kind"`
+	Operation events.OperationID `json:"operation"`
+	Step      string             `json:"step"`        // "copying", "verifying", "waiting"
+	Done      int64              `json:"bytes_done"`  // bytes
+	Total     int64              `json:"bytes_total"` // bytes; 0: not known yet
+	Rate      float64            `json:"bytes_per_second"`
+	Left      time.Duration      `json:"time_left_ns"` // 0: not known
+	Text      string             `json:"text,omitempty"`
+}
+
+// Config is what an agent needs.
+type Config struct {
+	Dir    string // its data directory; nobody else may use it
+	Region events.RegionID
+
+	Journal   journal.Journal // followed, never written
+	Commander Commander
+	Documents documents.Store
+	Progress  func(Progress)
+	Log       *slog.Logger
+
+	Certificate tls.Certificate // names the region: URI tombolo://region/<id>
+	Authority   *x509.CertPool  // who may have signed other regions' certificates
+
+	TransferListen string // host:port where other regions pull chunks; port 0 picks one
+	HTTPListen     string // host:port where people ask and send uploads; port 0 picks one
+	// HTTP makes the handler of everything that people may ask the region, from
+	// the agent's own projections; uploads are added by the agent.
+	HTTP func(feed *projections.Feed) http.Handler
+	// Authorize checks the credential of an upload and gives its account.
+	Authorize func(r *http.Request, feed *projections.Feed) (events.AccountID, error)
+
+	LinkBytesPerSecond int64 // cap for what each link brings in; 0: none
+	CacheBytes         int64 // memory for decompressed chunks; 0: the default
+	Slots              int   // pieces of work at once; 0: DefaultSlots
+}
+
+// DefaultSlots is how many pieces of work an agent performs at once.
+const DefaultSlots = 4

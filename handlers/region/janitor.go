@@ -1,0 +1,133 @@
+package region
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// Effect is one thing that this agent finds on its host, with the order that
+// it was made for.
+type Effect struct {
+	Kind  string        `json:"kind"` // "root", "hold", "upload", "environment"
+	Name  string        `json:"name"`
+	Owner events.WorkID `json:"owner"`
+}
+
+// Inventory lists what is really there, from the host alone.
+func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
+	var out []Effect
+	roots, err := a.store.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range roots {
+		out = append(out, Effect{"root", r.Name, events.WorkID(r.Owner)})
+	}
+	holds, err := a.store.Holds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holds {
+		out = append(out, Effect{"hold", h.Owner, events.WorkID(h.Owner)})
+	}
+	entries, err := os.ReadDir(filepath.Join(a.cfg.Dir, "uploads"))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		out = append(out, Effect{"upload", e.Name(), events.WorkID(e.Name())})
+	}
+	entries, err = os.ReadDir(filepath.Join(a.cfg.Dir, "environments"))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		// One that was killed before it wrote down its order has no owner.
+		owner, err := os.ReadFile(a.environmentPath(events.EnvironmentID(e.Name()), "order"))
+		if err != nil && !os.IsNotExist(err) {
+			return nil, err
+		}
+		out = append(out, Effect{"environment", e.Name(), events.WorkID(strings.TrimSpace(string(owner)))})
+	}
+	return out, nil
+}
+
+// Orphans lists the effects that no order owns: the order is not known, or it
+// was undone or written off.
+func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
+	// The inventory first: what is made after it has its order in the view.
+	effects, err := a.Inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tip, err := a.cfg.Journal.Tip(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.feed.WaitFor(ctx, tip); err != nil {
+		return nil, err
+	}
+	view, err := a.feed.Now("work-orders")
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close()
+	var out []Effect
+	for _, e := range effects {
+		row, ok, err := projections.WorkOrders{}.Work(view, e.Owner)
+		if err != nil {
+			return nil, err
+		}
+		if !ok || row.Region != a.cfg.Region || gone(row.State) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// gone says that nothing of the order's effect should be there any more.
+func gone(s projections.WorkState) bool {
+	return s == projections.WorkStateUndone || s == projections.WorkStateWrittenOff
+}
+
+// Reap removes an orphan. What has an owner is left alone.
+func (a *Agent) Reap(ctx context.Context, e Effect) error {
+	orphans, err := a.Orphans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, o := range orphans {
+		if o != e {
+			continue
+		}
+		a.cfg.Log.Warn("reaping what no order owns", "kind", e.Kind, "name", e.Name, "owner", e.Owner)
+		return a.remove(ctx, e)
+	}
+	return &Error{"not-an-orphan", e.Kind + " " + e.Name + " has an owner, or is gone", "look at the orphans again"}
+}
+
+func (a *Agent) remove(ctx context.Context, e Effect) (err error) {
+	switch e.Kind {
+	case "root":
+		_, err = a.store.Unpublish(ctx, e.Name)
+	case "hold":
+		_, err = a.store.Release(ctx, e.Name)
+	case "upload":
+		return a.uploads.drop(e.Owner)
+	case "environment":
+		return os.RemoveAll(a.environmentPath(events.EnvironmentID(e.Name)))
+	}
+	return errors.Join(err, a.collect(ctx))
+}
+
+func (a *Agent) collect(ctx context.Context) error {
+	_, err := a.store.Collect(ctx, chunks.CollectRequest{Now: now()})
+	return err
+}

@@ -1,0 +1,164 @@
+package region
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/graph"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// received says whether everything that the order waits for has come in, or
+// will not come any more.
+func (j *job) received() bool {
+	if !j.Order.Until.IsZero() && !time.Now().Before(j.Order.Until) {
+		return true
+	}
+	for _, d := range j.Order.Disks {
+		if !j.agent.uploads.complete(j.Work, d.Name) {
+			return false
+		}
+	}
+	return true
+}
+
+// receive takes an environment's uploaded disks into the chunk store.
+func (j *job) receive(ctx context.Context) (events.Result, error) {
+	for _, d := range j.Order.Disks {
+		if !j.agent.uploads.complete(j.Work, d.Name) {
+			return events.Result{}, fail("upload-expired", "create the environment again",
+				"disk %s had not come in by %s", d.Name, j.Order.Until.Format(time.RFC3339))
+		}
+	}
+	g, err := j.graph(ctx, j.Order.Graph)
+	if err != nil {
+		return events.Result{}, err
+	}
+	if err := j.agent.store.Hold(ctx, string(j.Work), time.Now().Add(holdTime)); err != nil {
+		return events.Result{}, ended(err)
+	}
+	session, err := j.agent.store.Begin(ctx, string(j.Work))
+	if err != nil {
+		return events.Result{}, ended(err)
+	}
+	defer session.Close()
+	result := events.Result{}
+	root := chunks.Root{Name: environmentRoot(j.Order.Environment), Owner: string(j.Work)}
+	for _, d := range j.Order.Disks {
+		f, err := os.Open(j.agent.uploads.path(j.Work, d.Name))
+		if err != nil {
+			return events.Result{}, err
+		}
+		got, err := chunks.Ingest(ctx, session, chunks.IngestRequest{Source: f, Size: d.Bytes, Progress: func(p chunks.Progress) {
+			j.progress(Progress{Step: "storing", Done: result.Bytes + p.Done, Total: total(j.Order.Disks)})
+		}})
+		f.Close()
+		if err != nil {
+			return events.Result{}, ended(err)
+		}
+		result.Bytes += d.Bytes
+		result.Stored += got.StoredBytes
+		root.Indexes = append(root.Indexes, got.Digest)
+		setDigest(&g, d.Name, events.Digest(got.Digest))
+	}
+	if len(root.Indexes) > 0 {
+		if err := j.publish(ctx, root); err != nil {
+			return events.Result{}, ended(err)
+		}
+	}
+	if result.Graph, err = j.put(ctx, g); err != nil {
+		return events.Result{}, err
+	}
+	if err := j.keepEnvironment(g); err != nil {
+		return events.Result{}, err
+	}
+	return result, j.dropWork(ctx)
+}
+
+func total(disks []events.DiskWanted) (n int64) {
+	for _, d := range disks {
+		n += d.Bytes
+	}
+	return n
+}
+
+func (j *job) undoReceive(ctx context.Context) error {
+	if err := j.dropWork(ctx); err != nil {
+		return err
+	}
+	return j.discardAll(ctx)
+}
+
+// graph reads a graph document.
+func (j *job) graph(ctx context.Context, d events.Digest) (g graph.Graph, err error) {
+	raw, err := j.agent.cfg.Documents.Get(ctx, d)
+	if err != nil {
+		return g, err
+	}
+	if err := json.Unmarshal(raw, &g); err != nil {
+		return g, fail("document-damaged", "", "graph %s: %v", d, err)
+	}
+	return g, nil
+}
+
+// put stores a document on the bus.
+func (j *job) put(ctx context.Context, v any) (events.Digest, error) {
+	raw, _, err := documents.Canonical(v)
+	if err != nil {
+		return "", fail("document-invalid", "", "%v", err)
+	}
+	return j.agent.cfg.Documents.Put(ctx, raw)
+}
+
+func setDigest(g *graph.Graph, disk string, d events.Digest) {
+	for i := range g.Nodes {
+		for k := range g.Nodes[i].Items {
+			if g.Nodes[i].ID+"/"+g.Nodes[i].Items[k].Name == disk {
+				g.Nodes[i].Items[k].Digest = d
+			}
+		}
+	}
+}
+
+// environmentGraph is the graph of an environment of this region, its disks'
+// digests in it.
+func (j *job) environmentGraph(id events.EnvironmentID) (g graph.Graph, err error) {
+	raw, err := os.ReadFile(j.agent.environmentPath(id, "graph.json"))
+	if os.IsNotExist(err) {
+		return g, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, id)
+	}
+	if err != nil {
+		return g, err
+	}
+	if err := json.Unmarshal(raw, &g); err != nil {
+		return g, fail("environment-damaged", "", "%s: %v", j.agent.environmentPath(id, "graph.json"), err)
+	}
+	return g, nil
+}
+
+// keepEnvironment writes down what the environment consists of.
+func (j *job) keepEnvironment(g graph.Graph) error {
+	raw, _, err := documents.Canonical(g)
+	if err != nil {
+		return err
+	}
+	id := j.Order.Environment
+	if err := os.MkdirAll(j.agent.environmentPath(id), 0o700); err != nil {
+		return err
+	}
+	if err := writeDurably(j.agent.environmentPath(id, "order"), []byte(j.Work+"\n")); err != nil {
+		return err
+	}
+	if err := writeDurably(j.agent.environmentPath(id, "graph.json"), raw); err != nil {
+		return fmt.Errorf("keep environment %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,296 @@
+package region
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/aggregates/work"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// running is one piece of work that the agent performs or waits to try again.
+type running struct {
+	cancel  context.CancelFunc
+	undo    bool
+	attempt int
+	again   time.Time // not before; set when a try has failed for now
+	active  bool
+}
+
+// job is what a kind of work gets to see.
+type job struct {
+	openOrder
+	agent   *Agent
+	epoch   int
+	attempt int
+}
+
+// openOrder is an order that waits for this agent, with what it is about.
+type openOrder struct {
+	projections.WorkRow
+	Order events.Order
+}
+
+func openOrders(view *projections.View, region events.RegionID) ([]openOrder, error) {
+	var out []openOrder
+	for resume := ""; ; {
+		page, err := projections.WorkOrders{}.OpenIn(view, region, 0, resume)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range page.Rows {
+			order, _, err := projections.WorkOrders{}.Order(view, row.Work)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, openOrder{row, order})
+		}
+		if resume = page.Resume; resume == "" {
+			return out, nil
+		}
+	}
+}
+
+// schedule performs the region's open orders, a bounded number at once, and
+// takes turns between accounts. The set of open orders is the truth: an order
+// that is no longer in it, or that is to be undone, has its work cancelled.
+func (a *Agent) schedule(ctx context.Context) error {
+	done := make(chan error, 64)
+	active := 0
+	defer func() {
+		a.mu.Lock()
+		for _, r := range a.jobs {
+			r.cancel()
+		}
+		a.mu.Unlock()
+		for ; active > 0; active-- {
+			<-done
+		}
+	}()
+	moved := make(chan struct{}, 1)
+	go a.watch(ctx, moved)
+	for {
+		wake, err := a.reconcile(ctx, &active, done)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-moved:
+		case <-a.nudge:
+		case err := <-done:
+			active--
+			if isStale(err) {
+				return staleEpoch(a.cfg.Region)
+			}
+		case <-wake:
+		}
+	}
+}
+
+// watch tells when the projections have moved.
+func (a *Agent) watch(ctx context.Context, moved chan<- struct{}) {
+	for ctx.Err() == nil {
+		position, err := a.feed.Position("work-orders")
+		if err == nil {
+			err = a.feed.WaitFor(ctx, position+1, "work-orders")
+		}
+		if err != nil {
+			return // Run learns of it from the feed itself
+		}
+		select {
+		case moved <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (a *Agent) wake() {
+	select {
+	case a.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// reconcile starts and cancels work so that it fits the open orders. The
+// channel says when to look again though nothing has happened.
+func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (<-chan time.Time, error) {
+	view, err := a.feed.Now("work-orders")
+	if err != nil {
+		return nil, err
+	}
+	defer view.Close()
+	open, err := openOrders(view, a.cfg.Region)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, r := range a.jobs {
+		i := slices.IndexFunc(open, func(o openOrder) bool { return o.Work == id })
+		if i >= 0 && open[i].Undo == r.undo {
+			continue
+		}
+		r.cancel() // closed, or to be undone
+		if !r.active {
+			delete(a.jobs, id)
+		}
+	}
+	now := time.Now()
+	var next time.Time
+	for _, o := range a.fair(open) {
+		r := a.jobs[o.Work]
+		if r != nil && r.active || *active >= a.cfg.Slots {
+			continue
+		}
+		if r != nil && now.Before(r.again) {
+			if next.IsZero() || r.again.Before(next) {
+				next = r.again
+			}
+			continue
+		}
+		k, known := kinds()[o.Kind]
+		if !known {
+			return nil, fmt.Errorf("work order %s is of kind %q, which this agent does not know", o.Work, o.Kind)
+		}
+		if r == nil {
+			r = &running{undo: o.Undo}
+			a.jobs[o.Work] = r
+		}
+		r.attempt++
+		j := &job{openOrder: o, agent: a, epoch: a.epoch, attempt: r.attempt}
+		if !o.Undo && k.ready != nil && !k.ready(j) {
+			r.attempt--
+			r.cancel = func() {}
+			if until := o.Order.Until; next.IsZero() || until.Before(next) {
+				next = until
+			}
+			continue
+		}
+		jobCtx, cancel := context.WithCancel(ctx)
+		r.cancel, r.active = cancel, true
+		*active++
+		go func() {
+			err := j.perform(jobCtx, k)
+			cancel()
+			a.mu.Lock()
+			r.active = false
+			if a.jobs[o.Work] == r {
+				if err == nil || errors.Is(err, context.Canceled) {
+					delete(a.jobs, o.Work)
+				} else {
+					r.again = time.Now().Add(min(time.Second<<min(r.attempt-1, 6), time.Minute))
+				}
+			}
+			a.mu.Unlock()
+			done <- err
+		}()
+	}
+	if next.IsZero() {
+		return nil, nil
+	}
+	return time.After(max(time.Until(next), time.Millisecond)), nil
+}
+
+// fair orders the work so that the account with the least in progress comes
+// first, undos before the rest, older before newer. a.mu is held.
+func (a *Agent) fair(open []openOrder) []openOrder {
+	busy := map[events.AccountID]int{}
+	for _, o := range open {
+		if r := a.jobs[o.Work]; r != nil && r.active {
+			busy[o.Account]++
+		}
+	}
+	slices.SortStableFunc(open, func(x, y openOrder) int {
+		if x.Undo != y.Undo {
+			if x.Undo {
+				return -1
+			}
+			return 1
+		}
+		return busy[x.Account] - busy[y.Account]
+	})
+	return open
+}
+
+func isStale(err error) bool {
+	r, ok := aggregates.AsRefusal(err)
+	return ok && r.Code == "stale-epoch"
+}
+
+// perform does one try of the work, or of its undo, and reports what came of it.
+// An error means: not now.
+func (j *job) perform(ctx context.Context, k kind) error {
+	log := j.agent.cfg.Log.With("work", j.Work, "kind", j.Kind, "epoch", j.epoch, "attempt", j.attempt)
+	ref := work.Ref{Region: j.Region, Work: j.Work}
+	if _, err := j.command(ctx, "start", work.Start{Ref: ref, Epoch: j.epoch}); err != nil {
+		return closedIsNil(err)
+	}
+	if j.Undo {
+		err := k.undo(j, ctx)
+		var p *permanent
+		switch {
+		case errors.As(err, &p):
+			log.Error("the undo does not work", "error", err)
+			_, err = j.command(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+		case err == nil:
+			_, err = j.command(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
+		}
+		return closedIsNil(err)
+	}
+	result, err := k.do(j, ctx)
+	var p *permanent
+	switch {
+	case errors.As(err, &p):
+		log.Warn("the work has failed", "error", err)
+		_, err = j.command(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+	case err != nil:
+		if ctx.Err() == nil {
+			log.Info("the work has to wait", "error", err)
+			j.progress(Progress{Step: "waiting", Text: err.Error()})
+		}
+	default:
+		_, err = j.command(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
+	}
+	return closedIsNil(err)
+}
+
+// command sends a report. Its id names this try of this epoch: the result of
+// another try may differ, and is another command.
+func (j *job) command(ctx context.Context, verb string, body any) (uint64, error) {
+	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d %t", verb, j.epoch, j.attempt, j.Undo)))
+	return retry(ctx, func() (uint64, error) {
+		return j.agent.cfg.Commander.Command(ctx, j.Account, events.KindWork, verb, id, body)
+	})
+}
+
+// closedIsNil: an order that was closed meanwhile needs nothing more.
+func closedIsNil(err error) error {
+	if r, ok := aggregates.AsRefusal(err); ok && r.Code != "stale-epoch" {
+		return nil
+	}
+	return err
+}
+
+func (j *job) progress(p Progress) {
+	if j.agent.cfg.Progress == nil {
+		return
+	}
+	p.Account, p.Region, p.Work, p.Kind, p.Operation = j.Account, j.Region, j.Work, j.Kind, j.Operation
+	j.agent.cfg.Progress(p)
+}
+
+// permanent is a failure that trying again does not mend.
+type permanent struct{ cause events.Cause }
+
+func (p *permanent) Error() string { return p.cause.Text + " (" + p.cause.Code + ")" }
+
+func fail(code, next, format string, args ...any) error {
+	return &permanent{events.Cause{Code: code, Text: fmt.Sprintf(format, args...), Next: next}}
+}

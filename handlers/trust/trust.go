@@ -1,0 +1,142 @@
+// Package trust makes and keeps what regions prove themselves with to each
+// other: one authority for an installation, and a certificate for each region
+// whose URI names it (tombolo://region/<id>).
+package trust
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
+)
+
+// Authority signs the regions' certificates.
+type Authority struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+	pem         []byte
+}
+
+// Lifetimes of certificates. Regions' are renewed at every enrolment.
+const (
+	authorityLife = 10 * 365 * 24 * time.Hour
+	regionLife    = 2 * 365 * 24 * time.Hour
+)
+
+// OpenAuthority reads the authority kept in dir, or makes one there.
+func OpenAuthority(dir string) (*Authority, error) {
+	certPath, keyPath := filepath.Join(dir, "authority.pem"), filepath.Join(dir, "authority.key")
+	pair, err := tls.LoadX509KeyPair(certPath, keyPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeAuthority(certPath, keyPath); err != nil {
+			return nil, fmt.Errorf("make the regions' authority: %w", err)
+		}
+		pair, err = tls.LoadX509KeyPair(certPath, keyPath)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the regions' authority: %w", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("read the regions' authority: %s is not an ECDSA key", keyPath)
+	}
+	raw, err := os.ReadFile(certPath)
+	if err != nil {
+		return nil, err
+	}
+	return &Authority{pair.Leaf, key, raw}, nil
+}
+
+func makeAuthority(certPath, keyPath string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: "Tombolo regions"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, MaxPathLenZero: true,
+	}
+	der, err := sign(template, template, &key.PublicKey, key, authorityLife)
+	if err != nil {
+		return err
+	}
+	return writePair(certPath, keyPath, der, key)
+}
+
+// Pool holds the authority, for verifying others.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.certificate)
+	return pool
+}
+
+// PEM is the authority's certificate, for a region on another host.
+func (a *Authority) PEM() []byte { return a.pem }
+
+// Region reads the region's certificate kept in dir, or signs one there.
+func (a *Authority) Region(dir string, region events.RegionID) (tls.Certificate, error) {
+	certPath := filepath.Join(dir, "region-"+string(region)+".pem")
+	keyPath := filepath.Join(dir, "region-"+string(region)+".key")
+	pair, err := tls.LoadX509KeyPair(certPath, keyPath)
+	if err == nil && time.Until(pair.Leaf.NotAfter) > regionLife/10 {
+		return pair, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, fmt.Errorf("read the certificate of %s: %w", region, err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: string(region)},
+		URIs:        []*url.URL{transfer.RegionURI(string(region))},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := sign(template, a.certificate, &key.PublicKey, a.key, regionLife)
+	if err == nil {
+		err = writePair(certPath, keyPath, der, key)
+	}
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("sign a certificate for %s: %w", region, err)
+	}
+	return tls.LoadX509KeyPair(certPath, keyPath)
+}
+
+func sign(template, parent *x509.Certificate, public *ecdsa.PublicKey, signer *ecdsa.PrivateKey, life time.Duration) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial
+	template.NotBefore = time.Now().Add(-time.Hour) // other hosts' clocks may be behind
+	template.NotAfter = time.Now().Add(life)
+	return x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+}
+
+func writePair(certPath, keyPath string, der []byte, key *ecdsa.PrivateKey) error {
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	// The key first: a certificate without its key would be taken for a whole pair.
+	if err := os.WriteFile(keyPath, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(certPath, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
+}
