@@ -40,10 +40,8 @@ func (c *client) showProgress(ctx context.Context, id events.OperationID) *bars 
 			if err := json.Unmarshal(data, &t); err != nil {
 				return err
 			}
-			if isTerminal(c.app.err) {
-				b.draw(t)
-			} else {
-				fmt.Fprintln(c.app.err, string(data))
+			if t.Work != "" {
+				b.report(t)
 			}
 			return nil
 		})
@@ -52,6 +50,18 @@ func (c *client) showProgress(ctx context.Context, id events.OperationID) *bars 
 		}
 	})
 	return b
+}
+
+// report shows one report.
+func (b *bars) report(t api.Transfer) {
+	if isTerminal(b.app.err) {
+		b.draw(t)
+		return
+	}
+	line, err := json.Marshal(t)
+	if err == nil {
+		fmt.Fprintln(b.app.err, string(line))
+	}
 }
 
 func (b *bars) stop() {
@@ -82,8 +92,8 @@ func (b *bars) draw(t api.Transfer) {
 			filled = int(min(r.Done, r.Total) * barWidth / r.Total)
 		}
 		left := "-"
-		if r.SecondsLeft != nil {
-			left = (time.Duration(*r.SecondsLeft) * time.Second).String()
+		if r.Left > 0 {
+			left = r.Left.Round(time.Second).String()
 		}
 		fmt.Fprintf(&out, "\r\x1b[2K%-24s [%s%s] %s of %s  %s/s  %s left\n", n, strings.Repeat("=", filled), strings.Repeat(" ", barWidth-filled),
 			size(r.Done), size(r.Total), size(int64(r.Rate)), left)

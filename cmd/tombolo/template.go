@@ -1,5 +1,237 @@
 package main
 
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
 var templateColumns = []column{{"TEMPLATE", "number", false}, {"NAME", "name", false}, {"VERSION", "active_version", false}, {"STATE", "state", false},
 	{"REGIONS", "regions", false}, {"CREATED", "created_at", false}, {"DISPLAY", "display", true}, {"STAGED", "staged_version", true},
 	{"KEEP", "keep", true}, {"PROTECTED", "protected", true}, {"REVISION", "revision", true}}
+
+var whereColumns = []column{{"REGION", "region", false}, {"VERSION", "version", false}, {"STATE", "state", false}, {"ACTIVE", "active", false},
+	{"WANTED", "wanted", false}, {"OBSERVED", "observed", false}, {"VERIFIED", "verified", false}, {"LOCATION", "location", false},
+	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}}
+
+func templatePath(ref string) string { return "/v1/templates/" + url.PathEscape(ref) }
+
+// picked is a value that the user names for a resource in a region.
+type picked struct {
+	Region   string `json:"region"`
+	Resource string `json:"resource"`
+	Value    string `json:"value"`
+}
+
+// choices reads --map region:resource=value.
+func choices(flags []string) ([]picked, error) {
+	var out []picked
+	for _, f := range flags {
+		region, rest, ok := strings.Cut(f, ":")
+		resource, value, ok2 := strings.Cut(rest, "=")
+		if !ok || !ok2 || region == "" || resource == "" || value == "" {
+			return nil, usage("--map %s is not REGION:RESOURCE=VALUE", f).withNext("--map sydney:web.public=203.0.113.7")
+		}
+		out = append(out, picked{region, resource, value})
+	}
+	return out, nil
+}
+
+func (a *app) templateCommand() *cobra.Command {
+	one := shape{"", "id", templateColumns}
+	var region string
+	var deleted bool
+	ls := a.verb("ls", "Which templates are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		q := url.Values{}
+		set(q, "region", region)
+		if deleted {
+			q.Set("deleted", "true")
+		}
+		return a.showList(ctx, "/v1/templates", q, shape{"items", "number", templateColumns})
+	})
+	ls.Flags().StringVar(&region, "region", "", "only those wanted in this region")
+	ls.Flags().BoolVar(&deleted, "deleted", false, "deleted ones too")
+	show := a.verb("show REF", "One template with its versions", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, templatePath(args[0]), nil, one)
+	})
+	instances := a.verb("instances REF", "All instances that it ever had", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, templatePath(args[0])+"/instances", nil, shape{"items", "instance_id", whereColumns})
+	})
+	var in string
+	inspect := a.verb("inspect REF --region R", "What is in it, as one region has it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if in == "" {
+			return usage("template inspect needs --region")
+		}
+		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{"map", "resource",
+			[]column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
+	})
+	inspect.Flags().StringVar(&in, "region", "", "as this region has it")
+	var between []string
+	diff := a.verb("diff REF --between A,B", "What two regions' instances differ in", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if len(between) != 2 {
+			return usage("template diff needs --between with two regions").withNext("--between beijing,sydney")
+		}
+		return a.showOne(ctx, templatePath(args[0])+"/diff", url.Values{"between": {strings.Join(between, ",")}}, shape{"items", "resource",
+			[]column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "source", false}, {strings.ToUpper(between[0]), "first", false}, {strings.ToUpper(between[1]), "second", false}}})
+	})
+	diff.Flags().StringSliceVar(&between, "between", nil, "two regions")
+	protect := func(name, short string, on bool) *cobra.Command {
+		return a.verb(name+" REF", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+			return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/protect", map[string]bool{"protected": on}, templatePath, one)
+		})
+	}
+	var version int
+	rollback := a.verb("rollback REF --to VERSION", "Move the reference back to a version that was kept", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if version < 1 {
+			return usage("template rollback needs --to with a version")
+		}
+		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/rollback", map[string]int{"version": version}, templatePath, one)
+	})
+	rollback.Flags().IntVar(&version, "to", 0, "the version to go back to")
+	remove := a.verb("delete REF", "Delete it with every copy", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if err := a.confirm("delete template %s with every copy?", args[0]); err != nil {
+			return err
+		}
+		return a.sendOnly(ctx, http.MethodDelete, templatePath(args[0]), nil)
+	})
+	return noun("template", "Templates: one reference, many regions", a.templateCreate(one), ls, show, a.templateRegions(one), a.templateReplace(one), instances, inspect, diff,
+		rollback, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
+}
+
+func (a *app) templateCreate(one shape) *cobra.Command {
+	body := struct {
+		Environment string   `json:"environment"`
+		Region      string   `json:"region,omitempty"`
+		Name        string   `json:"name"`
+		Number      string   `json:"number,omitempty"`
+		Regions     []string `json:"regions,omitempty"`
+		Keep        int      `json:"keep,omitempty"`
+		Choices     []picked `json:"choices,omitempty"`
+		Protected   bool     `json:"protected,omitempty"`
+	}{}
+	var maps []string
+	c := a.verb("create --from-env ENV --name NAME", "Save an environment as version 1 of a new template", cobra.NoArgs, func(ctx context.Context, _ []string) (err error) {
+		if body.Environment == "" || body.Name == "" {
+			return usage("template create needs --from-env and --name")
+		}
+		if body.Choices, err = choices(maps); err != nil {
+			return err
+		}
+		return a.sendAndShow(ctx, http.MethodPost, "/v1/templates", body, templatePath, one)
+	})
+	f := c.Flags()
+	f.StringVar(&body.Environment, "from-env", "", "the environment that is saved: id or name")
+	f.StringVar(&body.Region, "from-region", "", "where it is, if several regions have the name")
+	f.StringVar(&body.Name, "name", "", "as people call it")
+	f.StringVar(&body.Number, "number", "", "eight digits; chosen by Tombolo unless given")
+	f.StringSliceVar(&body.Regions, "regions", nil, "that should hold it; the environment's own always does")
+	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay")
+	f.BoolVar(&body.Protected, "protect", false, "protect it against deletion")
+	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
+	return c
+}
+
+func (a *app) templateRegions(one shape) *cobra.Command {
+	body := struct {
+		Set     []string `json:"set,omitempty"`
+		Add     []string `json:"add,omitempty"`
+		Remove  []string `json:"remove,omitempty"`
+		All     bool     `json:"all,omitempty"`
+		None    bool     `json:"none,omitempty"`
+		Confirm bool     `json:"confirm,omitempty"`
+		Choices []picked `json:"choices,omitempty"`
+	}{}
+	var maps []string
+	c := a.verb("regions REF", "Change which regions should hold it", cobra.ExactArgs(1), func(ctx context.Context, args []string) (err error) {
+		ways := 0
+		for _, given := range []bool{len(body.Set) > 0, len(body.Add)+len(body.Remove) > 0, body.All, body.None} {
+			if given {
+				ways++
+			}
+		}
+		if ways != 1 {
+			return usage("template regions needs one of --set, --add and --remove, --all, --none")
+		}
+		if body.Choices, err = choices(maps); err != nil {
+			return err
+		}
+		if body.None {
+			if err := a.confirm("in no region, template %s is deleted with every copy; go on?", args[0]); err != nil {
+				return err
+			}
+			body.Confirm = true
+			return a.sendOnly(ctx, http.MethodPost, templatePath(args[0])+"/regions", body)
+		}
+		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/regions", body, templatePath, one)
+	})
+	f := c.Flags()
+	f.StringSliceVar(&body.Set, "set", nil, "exactly these")
+	f.StringSliceVar(&body.Add, "add", nil, "these too")
+	f.StringSliceVar(&body.Remove, "remove", nil, "these no longer")
+	f.BoolVar(&body.All, "all", false, "every region that is active")
+	f.BoolVar(&body.None, "none", false, "no region: deletes the template")
+	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
+	return c
+}
+
+func (a *app) templateReplace(one shape) *cobra.Command {
+	var from, region, policy, deadline string
+	var maps []string
+	c := a.verb("replace REF --from-env ENV", "Save a further version and switch the reference to it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if from == "" {
+			return usage("template replace needs --from-env")
+		}
+		body, err := replaceRequest(from, region, policy, deadline, maps)
+		if err != nil {
+			return err
+		}
+		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/replace", body, templatePath, one)
+	})
+	f := c.Flags()
+	f.StringVar(&from, "from-env", "", "the environment that is saved: id or name")
+	f.StringVar(&region, "from-region", "", "where it is, if several regions have the name")
+	f.StringVar(&policy, "policy", "all", "when the reference moves: all, quorum=N or available")
+	f.StringVar(&deadline, "deadline", "", "abandon it if it still waits then: RFC 3339, or a duration from now")
+	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
+	return c
+}
+
+// replaceBody is what a replacement is asked for with.
+type replaceBody struct {
+	Environment string   `json:"environment"`
+	Region      string   `json:"region,omitempty"`
+	Policy      string   `json:"policy,omitempty"`
+	Quorum      int      `json:"quorum,omitempty"`
+	Deadline    string   `json:"deadline,omitempty"`
+	Choices     []picked `json:"choices,omitempty"`
+}
+
+func replaceRequest(from, region, policy, deadline string, maps []string) (replaceBody, error) {
+	b := replaceBody{Environment: from, Region: region, Policy: policy, Deadline: deadline}
+	var err error
+	if b.Choices, err = choices(maps); err != nil {
+		return b, err
+	}
+	if n, ok := strings.CutPrefix(policy, "quorum="); ok {
+		b.Policy = "quorum"
+		if b.Quorum, err = atoi("--policy quorum", n); err != nil {
+			return b, err
+		}
+	} else if policy != "" && policy != "all" && policy != "available" {
+		return b, usage("--policy %s: all, quorum=N or available", policy)
+	}
+	if d, err := time.ParseDuration(deadline); err == nil {
+		b.Deadline = time.Now().Add(d).UTC().Format(time.RFC3339)
+	}
+	return b, nil
+}
+
+func (a *app) whereCommand() *cobra.Command {
+	return a.verb("where TEMPLATE", "Which regions hold which version?", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, templatePath(args[0])+"/where", nil, shape{"regions", "region", whereColumns})
+	})
+}

@@ -29,16 +29,20 @@ type OneOperation struct {
 	Parts []projections.PartRow `json:"parts"`
 }
 
-// Transfer is how far one transfer of an operation is.
+// Transfer is how far a piece of an operation's work is, as its region's agent
+// tells it.
 type Transfer struct {
-	Operation   events.OperationID `json:"operation"`
-	Work        events.WorkID      `json:"work"`
-	Region      events.RegionID    `json:"region"`
-	Step        string             `json:"step"` // the kind of work
-	Done        int64              `json:"done"`
-	Total       int64              `json:"total"`        // bytes; 0 while unknown
-	Rate        float64            `json:"rate"`         // bytes a second
-	SecondsLeft *int64             `json:"seconds_left"` // null while unknown
+	Account   events.AccountID   `json:"account,omitempty"`
+	Region    events.RegionID    `json:"region"`
+	Work      events.WorkID      `json:"work,omitempty"`
+	Kind      events.WorkKind    `json:"kind,omitempty"`
+	Operation events.OperationID `json:"operation,omitempty"`
+	Step      string             `json:"step"`        // "copying", "verifying", "waiting"
+	Done      int64              `json:"bytes_done"`  // bytes
+	Total     int64              `json:"bytes_total"` // bytes; 0: not known yet
+	Rate      float64            `json:"bytes_per_second"`
+	Left      time.Duration      `json:"time_left_ns"` // 0: not known
+	Text      string             `json:"text,omitempty"`
 }
 
 type operationsInput struct {

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+)
+
+//go:embed sample.yaml
+var sample []byte
+
+var envColumns = []column{{"ENVIRONMENT", "id", false}, {"NAME", "name", false}, {"REGION", "region", false}, {"STATE", "state", false},
+	{"POWER", "power_all", false}, {"CREATED", "created_at", false}, {"TEMPLATE", "origin.template", true}, {"VERSION", "origin.version", true},
+	{"CAUSE", "cause.text", true}, {"REVISION", "revision", true}}
+
+func envPath(ref string) string { return "/v1/environments/" + url.PathEscape(ref) }
+
+func (a *app) envCommand() *cobra.Command {
+	one := shape{"", "id", envColumns}
+	init := a.verb("init [FILE]", "Write a commented sample (environment.yaml)", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
+		return a.envInit(append(args, "environment.yaml")[0])
+	})
+	schema := a.verb("schema", "The JSON Schema of the file", cobra.NoArgs, func(context.Context, []string) error {
+		b, err := api.SpecSchema()
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(a.out, string(b))
+		return err
+	})
+	var region string
+	in := func() url.Values {
+		q := url.Values{}
+		set(q, "region", region)
+		return q
+	}
+	where := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringVar(&region, "region", "", "where it is, if several regions have the name")
+		return c
+	}
+	ls := a.verb("ls", "Which environments are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		return a.showList(ctx, "/v1/environments", in(), shape{"items", "id", envColumns})
+	})
+	ls.Flags().StringVar(&region, "region", "", "only in this region")
+	show := where(a.verb("show ENV", "One environment", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, envPath(args[0]), in(), one)
+	}))
+	commands := []*cobra.Command{init, schema, a.envCreate(one), ls, show, a.envSave()}
+	for _, p := range []struct{ verb, short, power string }{
+		{"start", "Declare its machines running", "running"}, {"suspend", "Declare its machines suspended", "suspended"},
+		{"resume", "Declare its machines running again", "running"}, {"stop", "Declare its machines stopped", "stopped"},
+		{"poweroff", "Declare its machines powered off", "powered-off"},
+	} {
+		var machine string
+		c := where(a.verb(p.verb+" ENV", p.short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+			path := envPath(args[0]) + "/power"
+			if q := in().Encode(); q != "" {
+				path += "?" + q
+			}
+			return a.sendAndShow(ctx, http.MethodPost, path, map[string]string{"power": p.power, "machine": machine}, envPath, one)
+		}))
+		c.Flags().StringVar(&machine, "machine", "", "one machine rather than all")
+		commands = append(commands, c)
+	}
+	remove := where(a.verb("delete ENV", "Delete it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if err := a.confirm("delete environment %s?", args[0]); err != nil {
+			return err
+		}
+		path := envPath(args[0])
+		if q := in().Encode(); q != "" {
+			path += "?" + q
+		}
+		return a.sendOnly(ctx, http.MethodDelete, path, nil)
+	}))
+	return noun("env", "Environments: running virtual data centers", append(commands, remove)...)
+}
+
+// envInit writes the sample, and never over a file that is there.
+func (a *app) envInit(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if os.IsExist(err) {
+		return fail(exitConflict, "file-exists", "%s is there already", path).withNext("name another file")
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(sample); err != nil {
+		f.Close()
+		return err
+	}
+	a.say("%s is written; tombolo env create -f %s --region REGION", path, path)
+	return f.Close()
+}
+
+// envCreate declares an environment and sends its disks to its region.
+func (a *app) envCreate(one shape) *cobra.Command {
+	var file, region string
+	c := a.verb("create -f FILE --region R", "Make an environment of a file and its disks", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		if file == "" || region == "" {
+			return usage("env create needs -f and --region").withNext("tombolo env init writes a sample file")
+		}
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		spec, err := c.readSpec(ctx, file)
+		if err != nil {
+			return err
+		}
+		if a.dryRun {
+			return a.show(spec.checked, shape{"graph.nodes", "id", []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
+		}
+		b, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": region, "spec": spec.body})
+		if err != nil {
+			return err
+		}
+		var created api.AcceptedEnvironment
+		if err := json.Unmarshal(b, &created); err != nil {
+			return err
+		}
+		if err := c.upload(ctx, accepted.ID, spec.disks); err != nil {
+			return err
+		}
+		if err := c.await(ctx, accepted.Operation); err != nil {
+			return err
+		}
+		if b, err = c.read(ctx, envPath(accepted.ID), nil); err != nil {
+			return err
+		}
+		return a.show(b, one)
+	})
+	c.Flags().StringVarP(&file, "file", "f", "", "what it consists of (YAML); disk paths are relative to it")
+	c.Flags().StringVar(&region, "region", "", "where it is made")
+	return c
+}
+
+// envSave saves an environment as a new template or as a further version.
+func (a *app) envSave() *cobra.Command {
+	var name, ref, region, policy string
+	var regions []string
+	c := a.verb("save ENV --new NAME | --replace REF", "Save it as a new template, or as a further version of one", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		one := shape{"", "id", templateColumns}
+		switch {
+		case name != "" && ref != "":
+			return usage("env save: --new or --replace, not both")
+		case name != "":
+			return a.sendAndShow(ctx, http.MethodPost, "/v1/templates", map[string]any{"environment": args[0], "region": region, "name": name, "regions": regions}, templatePath, one)
+		case ref != "":
+			body, err := replaceRequest(args[0], region, policy, "", nil)
+			if err != nil {
+				return err
+			}
+			return a.sendAndShow(ctx, http.MethodPost, templatePath(ref)+"/replace", body, templatePath, one)
+		}
+		return fail(exitConfirm, "save-ambiguous", "whether %s is saved as a new template or replaces one was not said; nothing was done", args[0]).withNext("--new NAME or --replace REF")
+	})
+	f := c.Flags()
+	f.StringVar(&name, "new", "", "as a new template of this name")
+	f.StringSliceVar(&regions, "regions", nil, "that should hold the new template")
+	f.StringVar(&ref, "replace", "", "as a further version of this template")
+	f.StringVar(&policy, "policy", "all", "of a replacement: all, quorum=N or available")
+	f.StringVar(&region, "region", "", "where it is, if several regions have the name")
+	return c
+}

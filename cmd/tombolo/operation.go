@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+var operationColumns = []column{{"OPERATION", "id", false}, {"KIND", "kind", false}, {"STATE", "state", false}, {"TEMPLATE", "template", false},
+	{"ENVIRONMENT", "environment", false}, {"REGION", "region", false}, {"STARTED", "started_at", false}, {"ENDED", "ended_at", true}, {"CAUSE", "cause.code", true}}
+
+var partColumns = []column{{"REGION", "region", false}, {"KIND", "kind", false}, {"STEP", "step", false}, {"STATE", "state", false}, {"SINCE", "since", false},
+	{"CAUSE", "cause.text", false}, {"RECEIVED", "received", true}, {"STORED", "stored", true}, {"ID", "id", true}}
+
+func operationPath(id string) string { return "/v1/operations/" + url.PathEscape(id) }
+
+func (a *app) operationCommand() *cobra.Command {
+	var template string
+	ls := a.verb("ls", "What was set in motion, the newest first", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		q := url.Values{}
+		set(q, "template", template)
+		return a.showList(ctx, "/v1/operations", q, shape{"items", "id", operationColumns})
+	})
+	ls.Flags().StringVar(&template, "template", "", "only of this template")
+	show := a.verb("show OPERATION", "One operation with its parts", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		s := shape{"parts", "id", partColumns}
+		if a.output == "name" {
+			s.items = ""
+		}
+		return a.showOne(ctx, operationPath(args[0]), nil, s)
+	})
+	wait := a.verb("wait OPERATION", "Wait until it has ended (exit 7: not in time; 8, 9: it failed)", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		a.wait, a.noWait = true, false
+		if err := c.await(ctx, events.OperationID(args[0])); err != nil {
+			return err
+		}
+		return a.showOne(ctx, operationPath(args[0]), nil, shape{"", "id", operationColumns})
+	})
+	cancel := a.verb("cancel OPERATION", "Undo what is not finished", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/cancel", nil, operationPath, shape{"", "id", operationColumns})
+	})
+	var region string
+	retry := a.verb("retry OPERATION", "Try again what failed, in one region or in all", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/retry", map[string]string{"region": region}, operationPath, shape{"", "id", operationColumns})
+	})
+	retry.Flags().StringVar(&region, "region", "", "only there")
+	return noun("operation", "What commands set in motion", ls, show, wait, cancel, retry)
+}
+
+var workColumns = []column{{"WORK", "work", false}, {"REGION", "region", false}, {"KIND", "kind", false}, {"STATE", "state", false}, {"SINCE", "since", false},
+	{"CAUSE", "cause.text", false}, {"OPERATION", "operation", true}, {"ATTEMPT", "attempt", true}, {"EPOCH", "epoch", true}}
+
+func (a *app) workCommand() *cobra.Command {
+	path := func(id string) string { return "/v1/work/" + url.PathEscape(id) }
+	var region, operation, state string
+	ls := a.verb("ls", "What regions have to do, and what went wrong", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		q := url.Values{}
+		set(q, "region", region)
+		set(q, "operation", operation)
+		set(q, "state", state)
+		return a.showList(ctx, "/v1/work", q, shape{"items", "work", workColumns})
+	})
+	ls.Flags().StringVar(&region, "region", "", "only of this region")
+	ls.Flags().StringVar(&operation, "operation", "", "only of this operation")
+	ls.Flags().StringVar(&state, "state", "open", "open, or trouble: failed and stuck ones")
+	show := a.verb("show WORK", "One work order", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, path(args[0]), nil, shape{"", "work", workColumns})
+	})
+	retry := a.verb("retry WORK", "Open a failed or stuck work order again", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/retry", nil, path, shape{"", "work", workColumns})
+	})
+	var why string
+	off := a.verb("write-off WORK --why TEXT", "Close a work order that nobody will do any more", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if why == "" {
+			return usage("work write-off needs --why, for whoever looks at it later")
+		}
+		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/write-off", map[string]string{"why": why}, path, shape{"", "work", workColumns})
+	})
+	off.Flags().StringVar(&why, "why", "", "for whoever looks at it later")
+	return noun("work", "Work orders of regions", ls, show, retry, off)
+}
+
+func (a *app) handlerCommand() *cobra.Command {
+	ls := a.verb("ls", "What process managers have parked", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		return a.showOne(ctx, "/v1/handlers", nil, shape{"items", "key", []column{{"PROCESS", "process", false}, {"KEY", "key", false}, {"CAUSE", "cause.text", false}, {"EVENTS", "sequences", false}}})
+	})
+	return noun("handler", "Process managers", ls)
+}

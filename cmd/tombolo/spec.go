@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+)
+
+// spec is an environment's file, ready to be sent.
+type spec struct {
+	body    map[string]any
+	checked []byte // what the server says of it
+	disks   map[string]localDisk
+}
+
+// localDisk is the file with a disk's content.
+type localDisk struct {
+	path string
+	info os.FileInfo
+}
+
+// readSpec reads a file, takes the disks' sizes from their files, and has the
+// server look at it. Everything that is wrong is told at once.
+func (c *client) readSpec(ctx context.Context, file string) (spec, error) {
+	s := spec{disks: map[string]localDisk{}}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return s, fail(exitError, "file-unreadable", "the environment's file cannot be read: %v", err).withNext("tombolo env init writes a sample")
+	}
+	if err := yaml.Unmarshal(b, &s.body); err != nil {
+		return s, fail(exitError, "yaml-invalid", "%s is not YAML:\n%s", file, yaml.FormatError(err, false, true))
+	}
+	findings := s.takeDisks(filepath.Dir(file))
+	said, err := c.check(ctx, s.body)
+	var f *failure
+	if errors.As(err, &f) && len(f.Findings) > 0 {
+		findings = append(findings, f.Findings...)
+	} else if err != nil {
+		return s, err
+	}
+	s.checked = said
+	var checked api.Checked
+	if said != nil {
+		if err := json.Unmarshal(said, &checked); err != nil {
+			return s, err
+		}
+		findings = append(findings, checked.Findings...)
+	}
+	if len(findings) > 0 {
+		f := fail(exitError, "environment-invalid", "%s cannot be made, for %s; nothing was done", file, count(len(findings), "reason"))
+		f.Findings = findings
+		return s, f.withNext("tombolo env schema says what may stand there")
+	}
+	return s, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "one " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func (c *client) check(ctx context.Context, body map[string]any) ([]byte, error) {
+	b, _, err := c.write(ctx, http.MethodPost, "/v1/check/environment", body)
+	return b, err
+}
+
+// takeDisks finds each disk's file and writes its size beside it.
+func (s *spec) takeDisks(dir string) []api.Finding {
+	var out []api.Finding
+	for _, kind := range []string{"machines", "datastores"} {
+		nodes, _ := s.body[kind].([]any)
+		for i, n := range nodes {
+			node, _ := n.(map[string]any)
+			disks, _ := node["disks"].([]any)
+			for k, d := range disks {
+				disk, ok := d.(map[string]any)
+				if !ok {
+					continue // the server says what is wrong with it
+				}
+				where := fmt.Sprintf("%s[%d].disks[%d]", kind, i, k)
+				local, bytes, err := findDisk(dir, disk)
+				if err != nil {
+					out = append(out, api.Finding{Code: "disk-missing", Path: where, Text: err.Error()})
+					continue
+				}
+				disk["bytes"] = bytes
+				s.disks[fmt.Sprintf("%v/%v", node["name"], disk["name"])] = local
+			}
+		}
+	}
+	return out
+}
+
+// qcow2 and VMDK begin so; a disk here is a raw image.
+var foreignImages = map[string]string{"QFI\xfb": "qcow2", "KDMV": "VMDK", "vhdxfile": "VHDX", "conectix": "VHD"}
+
+func findDisk(dir string, disk map[string]any) (localDisk, int64, error) {
+	name, _ := disk["file"].(string)
+	if name == "" {
+		return localDisk{}, 0, errors.New("file: says nothing: which file has the disk's content?")
+	}
+	path := name
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, name)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return localDisk{}, 0, fmt.Errorf("file: %v", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return localDisk{}, 0, fmt.Errorf("file: %v", err)
+	case !info.Mode().IsRegular():
+		return localDisk{}, 0, fmt.Errorf("file: %s is not a regular file", path)
+	case info.Size() == 0:
+		return localDisk{}, 0, fmt.Errorf("file: %s is empty", path)
+	}
+	head := make([]byte, 8)
+	if _, err := f.ReadAt(head, 0); err == nil {
+		for magic, format := range foreignImages {
+			if strings.HasPrefix(string(head), magic) {
+				return localDisk{}, 0, fmt.Errorf("file: %s is a %s image, not a raw one (qemu-img convert -O raw)", path, format)
+			}
+		}
+	}
+	return localDisk{path, info}, info.Size(), nil
+}
