@@ -247,10 +247,10 @@ func join(w *Batch, r events.Record, p PartRow) error {
 	}
 	p.ID, p.Account, p.Region = r.Aggregate.ID, r.Aggregate.Account, r.Aggregate.Region
 	p.Sequence, p.Began, p.Since = r.Sequence, stored(r), stored(r)
-	if err := currents.Put(w, currentRow{p.ID, p.Operation}); err != nil {
+	if err := create(currents, w, r, currentRow{p.ID, p.Operation}); err != nil {
 		return err
 	}
-	return parts.Put(w, p)
+	return create(parts, w, r, p)
 }
 
 // change edits the part that the event's aggregate is just now.

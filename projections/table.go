@@ -128,6 +128,22 @@ func (t *Table[R]) Put(w *Batch, row R) error {
 	return t.store(w, key, value, was, t.allEntries(&row))
 }
 
+// create stores the row that an event makes. That of an aggregate's first event
+// cannot be there yet, so nothing is read to find out; one that may be is Put.
+func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
+	if r.Revision != 1 {
+		return t.Put(w, row)
+	}
+	if err := w.check(t.id); err != nil {
+		return err
+	}
+	value, err := t.encode(row)
+	if err != nil {
+		return err
+	}
+	return t.store(w, t.rowKey(t.key(row)), value, t.allEntries(nil), t.allEntries(&row))
+}
+
 func (t *Table[R]) encode(row R) ([]byte, error) {
 	value, err := json.Marshal(row)
 	if err != nil {
