@@ -81,7 +81,7 @@ type OperationRow struct {
 // PartKind is what a part of an operation is.
 type PartKind string
 
-// The kinds of parts.
+// The kinds of operationParts.
 const (
 	PartInstance    PartKind = "instance"    // a copy in a region
 	PartEnvironment PartKind = "environment" // an environment
@@ -91,7 +91,7 @@ const (
 // PartState is how far a part is: for work the WorkState; for the others these.
 type PartState string
 
-// The states of instances and environments as parts.
+// The states of instances and environments as operationParts.
 const (
 	PartWanted   PartState = "wanted"   // asked for; its work orders say how far it is
 	PartMapped   PartState = "mapped"   // what is region-bound has its values
@@ -151,8 +151,8 @@ var (
 	})
 	operations = NewTable("operations", "operation", func(o OperationRow) Key { return Key{string(o.ID)} },
 		operationAccounts, operationTemplates)
-	parts    = NewTable("operations", "part", func(p PartRow) Key { return Key{string(p.Operation), p.ID} })
-	currents = NewTable("operations", "current", func(c currentRow) Key { return Key{c.ID} })
+	operationParts = NewTable("operations", "part", func(p PartRow) Key { return Key{string(p.Operation), p.ID} })
+	currents       = NewTable("operations", "current", func(c currentRow) Key { return Key{c.ID} })
 )
 
 // Name is "operations".
@@ -162,9 +162,9 @@ func (Operations) Name() string { return "operations" }
 func (Operations) Shape() int { return 1 }
 
 // Tables of operations.
-func (Operations) Tables() []Described { return []Described{operations, parts, currents} }
+func (Operations) Tables() []Described { return []Described{operations, operationParts, currents} }
 
-// Apply begins operations, and folds what happens to their parts.
+// Apply begins operations, and folds what happens to their operationParts.
 func (o Operations) Apply(w *Batch, r events.Record) error {
 	switch fact := r.Event.(type) {
 	case events.TemplateEvent:
@@ -250,7 +250,7 @@ func join(w *Batch, r events.Record, p PartRow) error {
 	if err := create(currents, w, r, currentRow{p.ID, p.Operation}); err != nil {
 		return err
 	}
-	return create(parts, w, r, p)
+	return create(operationParts, w, r, p)
 }
 
 // change edits the part that the event's aggregate is just now.
@@ -259,7 +259,7 @@ func change(w *Batch, r events.Record, edit func(*PartRow)) error {
 	if err != nil || !ok {
 		return err
 	}
-	return parts.Change(w, func(p *PartRow) {
+	return operationParts.Change(w, func(p *PartRow) {
 		before := p.State
 		edit(p)
 		if p.State != before {
@@ -414,7 +414,7 @@ func (Operations) Operation(r Reader, id events.OperationID) (OperationRow, bool
 
 // Parts gives the parts of an operation, in the order in which they began.
 func (Operations) Parts(r Reader, id events.OperationID) ([]PartRow, error) {
-	out, err := gather(parts, r, Query[PartRow]{Prefix: Key{string(id)}})
+	out, err := gather(operationParts, r, Query[PartRow]{Prefix: Key{string(id)}})
 	slices.SortFunc(out, func(a, b PartRow) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	return out, err
 }
