@@ -81,7 +81,7 @@ type OperationRow struct {
 // PartKind is what a part of an operation is.
 type PartKind string
 
-// The kinds of operationParts.
+// The kinds of parts.
 const (
 	PartInstance    PartKind = "instance"    // a copy in a region
 	PartEnvironment PartKind = "environment" // an environment
@@ -91,7 +91,7 @@ const (
 // PartState is how far a part is: for work the WorkState; for the others these.
 type PartState string
 
-// The states of instances and environments as operationParts.
+// The states of instances and environments as parts.
 const (
 	PartWanted   PartState = "wanted"   // asked for; its work orders say how far it is
 	PartMapped   PartState = "mapped"   // what is region-bound has its values
@@ -164,7 +164,7 @@ func (Operations) Shape() int { return 1 }
 // Tables of operations.
 func (Operations) Tables() []Described { return []Described{operations, operationParts, currents} }
 
-// Apply begins operations, and folds what happens to their operationParts.
+// Apply begins operations, and folds what happens to their parts.
 func (o Operations) Apply(w *Batch, r events.Record) error {
 	switch fact := r.Event.(type) {
 	case events.TemplateEvent:
