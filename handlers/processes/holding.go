@@ -24,8 +24,8 @@ type holding struct {
 	Round    int               `json:"round"` // how often it was wanted; ids of a later round differ
 	Attempt  int               `json:"attempt"`
 
-	Reserved map[string][]events.Lease `json:"reserved,omitempty"` // by resource type
-	Waiting  []string                  `json:"waiting,omitempty"`  // types whose pool had nothing
+	Reserved map[string][]events.Lease `json:"reserved"`          // by resource type
+	Waiting  []string                  `json:"waiting,omitempty"` // types whose pool had nothing
 	Mapped   bool                      `json:"mapped,omitempty"`
 	Copy     events.WorkID             `json:"copy,omitempty"` // the copy that is under way
 	Removing bool                      `json:"removing,omitempty"`
