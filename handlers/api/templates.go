@@ -180,6 +180,10 @@ func instanceIn(v at, account events.AccountID, t projections.Resolved, spelling
 	if err != nil {
 		return projections.Instance{}, nil, err
 	}
+	if t.Version == 0 {
+		return projections.Instance{}, nil, aggregates.Refuse("version-not-active", "no version of template %s (%s) is active yet", t.Template.Number, t.Template.Name).
+			WithNext("name one: %s@1", t.Template.Number)
+	}
 	all, err := projections.Catalogue{}.Instances(v, account, t.Template.Number)
 	if err != nil {
 		return projections.Instance{}, nil, err
