@@ -1,6 +1,7 @@
 package region
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 )
@@ -85,21 +87,42 @@ func (u *uploads) handle(next func(*http.Request, upload) *problem) http.Handler
 	}
 }
 
+// orderPatience is how long an upload waits for its order: who was told that an
+// environment is declared may be faster than the order that follows.
+const orderPatience = 5 * time.Second
+
 // find is the open order that waits for the disk, if the asker may serve it.
 func (u *uploads) find(r *http.Request) (upload, *problem) {
 	account, err := u.agent.cfg.Authorize(r, u.agent.feed)
 	if err != nil {
 		return upload{}, refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), orderPatience)
+	defer cancel()
+	for {
+		position, up, p := u.look(r, account)
+		if p == nil || p.Code != notWanted {
+			return up, p
+		}
+		if err := u.agent.feed.WaitFor(ctx, position+1, "work-orders"); err != nil {
+			return up, p
+		}
+	}
+}
+
+const notWanted = "upload-not-wanted"
+
+// look is find at the position where the projections are.
+func (u *uploads) look(r *http.Request, account events.AccountID) (uint64, upload, *problem) {
 	view, err := u.agent.feed.Now("work-orders")
 	if err != nil {
-		return upload{}, u.internal(err)
+		return 0, upload{}, u.internal(err)
 	}
 	defer view.Close()
 	environment, disk := events.EnvironmentID(r.PathValue("environment")), r.PathValue("node")+"/"+r.PathValue("disk")
 	open, err := openOrders(view, u.agent.cfg.Region)
 	if err != nil {
-		return upload{}, u.internal(err)
+		return 0, upload{}, u.internal(err)
 	}
 	for _, o := range open {
 		if o.Kind != events.WorkReceive || o.Order.Environment != environment || o.Undo ||
@@ -108,14 +131,14 @@ func (u *uploads) find(r *http.Request) (upload, *problem) {
 		}
 		for _, d := range o.Order.Disks {
 			if d.Name == disk {
-				return upload{o.Work, d}, nil
+				return 0, upload{o.Work, d}, nil
 			}
 		}
-		return upload{}, refuse(http.StatusNotFound, "disk-unknown", "environment %s has no disk %s", environment, disk)
+		return 0, upload{}, refuse(http.StatusNotFound, "disk-unknown", "environment %s has no disk %s", environment, disk)
 	}
-	p := refuse(http.StatusNotFound, "upload-not-wanted", "%s waits for no disk of environment %s", u.agent.cfg.Region, environment)
+	p := refuse(http.StatusNotFound, notWanted, "%s waits for no disk of environment %s", u.agent.cfg.Region, environment)
 	p.Next = "create the environment first; send its disks before its upload expires"
-	return upload{}, p
+	return view.Position(), upload{}, p
 }
 
 func (u *uploads) internal(err error) *problem {

@@ -39,7 +39,7 @@ type PullRequest struct {
 	// publishes afterwards.
 	Owner   string
 	Indexes []chunks.Digest
-	Sources []Source // verified holders, nearest first; at most 64
+	Sources []Source // verified holders, nearest first; at most 64. None is well as long as the store lacks nothing.
 	// Progress is called a few times a second, by one goroutine at a time, and at the end.
 	Progress func(Progress)
 }
@@ -114,8 +114,8 @@ const (
 // gives the code); the context's; those of the store.
 func (p *Puller) Pull(ctx context.Context, req PullRequest) (Result, error) {
 	began := time.Now()
-	if len(req.Sources) == 0 || len(req.Sources) > 64 {
-		return Result{}, chunks.Errorf(SourceInvalid, "%d sources; 1 to 64 are wanted", len(req.Sources))
+	if len(req.Sources) > 64 {
+		return Result{}, chunks.Errorf(SourceInvalid, "%d sources; at most 64 are wanted", len(req.Sources))
 	}
 	t := &transfer{Puller: p, req: req, bad: make([]int, len(req.Sources))}
 	for _, s := range req.Sources {
@@ -185,6 +185,9 @@ func (t *transfer) run(ctx context.Context) error {
 		}
 	}
 	if len(lacking) > 0 {
+		if len(t.sources) == 0 {
+			return chunks.Errorf(SourceInvalid, "%d chunks lack, and no source was named", len(lacking))
+		}
 		if err := t.fetch(ctx); err != nil {
 			return err
 		}
@@ -201,6 +204,9 @@ func (t *transfer) index(ctx context.Context, d chunks.Digest) (*chunks.DiskInde
 	x, err := t.o.Store.Index(ctx, d)
 	if err == nil || chunks.CodeOf(err) != chunks.IndexMissing && chunks.CodeOf(err) != chunks.StoreDamaged {
 		return x, err
+	}
+	if len(t.sources) == 0 {
+		return nil, chunks.Errorf(SourceInvalid, "the index %s lacks, and no source was named", d)
 	}
 	var errs []error
 	for i, s := range t.sources {
