@@ -47,7 +47,7 @@ func (a *app) show(body []byte, s shape) error {
 	switch {
 	case a.output == "json":
 		var out bytes.Buffer
-		if err := json.Indent(&out, body, "", "  "); err != nil {
+		if err := json.Indent(&out, bytes.TrimSpace(body), "", "  "); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintln(a.out, out.String())

@@ -77,7 +77,8 @@ func (a *app) root() *cobra.Command {
   tombolo where REF     says which regions hold which version`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.NoArgs, // an unknown noun is a usage error
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.context, "context", "", "name of a context, or its file (TOMBOLO_CONTEXT)")

@@ -102,8 +102,15 @@ func (s *spec) takeDisks(dir string) []api.Finding {
 	return out
 }
 
-// qcow2 and VMDK begin so; a disk here is a raw image.
-var foreignImages = map[string]string{"QFI\xfb": "qcow2", "KDMV": "VMDK", "vhdxfile": "VHDX", "conectix": "VHD"}
+// foreignFormat names an image that is not a raw one by how it begins.
+func foreignFormat(head []byte) string {
+	for _, known := range []struct{ magic, format string }{{"QFI\xfb", "qcow2"}, {"KDMV", "VMDK"}, {"vhdxfile", "VHDX"}, {"conectix", "VHD"}} {
+		if strings.HasPrefix(string(head), known.magic) {
+			return known.format
+		}
+	}
+	return ""
+}
 
 func findDisk(dir string, disk map[string]any) (localDisk, int64, error) {
 	name, _ := disk["file"].(string)
@@ -130,10 +137,8 @@ func findDisk(dir string, disk map[string]any) (localDisk, int64, error) {
 	}
 	head := make([]byte, 8)
 	if _, err := f.ReadAt(head, 0); err == nil {
-		for magic, format := range foreignImages {
-			if strings.HasPrefix(string(head), magic) {
-				return localDisk{}, 0, fmt.Errorf("file: %s is a %s image, not a raw one (qemu-img convert -O raw)", path, format)
-			}
+		if format := foreignFormat(head); format != "" {
+			return localDisk{}, 0, fmt.Errorf("file: %s is a %s image, not a raw one (qemu-img convert -O raw)", path, format)
 		}
 	}
 	return localDisk{path, info}, info.Size(), nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -45,6 +46,24 @@ func (a *app) up(ctx context.Context, c program.Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ran := make(chan error, 1)
+	go func() {
+		ran <- p.Run(ctx)
+		cancel()
+	}()
+	// What is printed can be used at once.
+	if err := p.Ready(ctx); err == nil {
+		if err := a.announce(p); err != nil {
+			cancel()
+			return errors.Join(err, <-ran)
+		}
+	}
+	return <-ran
+}
+
+func (a *app) announce(p *program.Program) error {
 	at := p.Addresses()
 	a.adopt(p.Administrator(), at.Context)
 	if a.output == "json" {
@@ -52,12 +71,12 @@ func (a *app) up(ctx context.Context, c program.Config) (err error) {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(a.out, string(b))
-	} else {
-		fmt.Fprintf(a.out, "HTTP     %s\nNATS     %s\nregions  %v\ncontext  %s\n", at.HTTP, at.NATS, at.Regions, at.Context)
-		a.say("ctrl-C ends it; in another shell: tombolo --context %s region ls", at.Context)
+		_, err = fmt.Fprintln(a.out, string(b))
+		return err
 	}
-	return p.Run(ctx)
+	fmt.Fprintf(a.out, "HTTP     %s\nNATS     %s\nregions  %s\ncontext  %s\n", at.HTTP, at.NATS, strings.Join(at.Regions, ", "), at.Context)
+	a.say("ctrl-C ends it; in another shell: tombolo --context %s region ls", at.Context)
+	return nil
 }
 
 // adopt makes a context known to the command line, and the current one where

@@ -100,6 +100,7 @@ func (a *app) again(ctx context.Context, c *client, ask func() ([]byte, error), 
 	if err != nil {
 		return err
 	}
+	a.sayLag(b)
 	if err := a.show(b, s); err != nil || !a.watch {
 		return err
 	}
@@ -124,6 +125,24 @@ func (a *app) again(ctx context.Context, c *client, ask func() ([]byte, error), 
 		return nil
 	}
 	return err
+}
+
+// sayLag tells how far the answer reaches where that is not to the end.
+func (a *app) sayLag(b []byte) {
+	var known struct {
+		Position uint64          `json:"position"`
+		Lag      json.RawMessage `json:"lag"`
+	}
+	if a.asOf != "" || json.Unmarshal(b, &known) != nil {
+		return
+	}
+	switch lag := string(known.Lag); lag {
+	case "", "0":
+	case "null":
+		a.say("known up to event %d; whether there are more is not known: the journal cannot be reached", known.Position)
+	default:
+		a.say("known up to event %d; the journal is %s ahead", known.Position, lag)
+	}
 }
 
 // withoutPosition is an answer without what changes though nothing else does.

@@ -70,6 +70,7 @@ type newEnvironment struct {
 }
 
 type specInput struct {
+	Scope
 	Body graph.Spec
 }
 
@@ -77,14 +78,16 @@ type specOutput struct {
 	Body Checked
 }
 
-type environmentWrite struct {
+// EnvironmentWrite is what every write to one environment takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type EnvironmentWrite struct {
 	Write
 	Ref    string `path:"ref" doc:"id or name"`
 	Region string `query:"region" doc:"where it is, if several have the name"`
 }
 
 type powerWrite struct {
-	environmentWrite
+	EnvironmentWrite
 	Body struct {
 		Power   string `json:"power" enum:"running,suspended,stopped,powered-off"`
 		Machine string `json:"machine,omitempty" doc:"node id; all machines if absent"`
@@ -142,7 +145,7 @@ func (s *Server) environmentRoutes() {
 		}
 		return s.send(ctx, in.Write, account, events.KindEnvironment, "set-power", powerBody{environmentBody{e.Region, e.ID}, in.Body.Machine, in.Body.Power})
 	})
-	command(s, http.MethodDelete, "/v1/environments/{ref}", "delete-environment", "Delete it", func(ctx context.Context, in *environmentWrite) (Accepted, error) {
+	command(s, http.MethodDelete, "/v1/environments/{ref}", "delete-environment", "Delete it", func(ctx context.Context, in *EnvironmentWrite) (Accepted, error) {
 		e, account, err := s.knownEnvironment(ctx, in.Scope, in.Ref, in.Region)
 		if err != nil {
 			return Accepted{}, err

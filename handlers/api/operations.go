@@ -56,13 +56,15 @@ type operationInput struct {
 	Wait      int    `query:"wait" minimum:"0" maximum:"60" doc:"answer when it has ended, or after so many seconds"`
 }
 
-type operationWrite struct {
+// OperationWrite is what every write to one operation takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type OperationWrite struct {
 	Write
 	Operation string `path:"operation"`
 }
 
 type operationRetry struct {
-	operationWrite
+	OperationWrite
 	Body struct {
 		Region string `json:"region,omitempty" doc:"only there"`
 	}
@@ -92,7 +94,7 @@ func (s *Server) operationRoutes() {
 		return listed(v.known, page, showOperation), 0, err
 	})
 	get(s, "/v1/operations/{operation}", "get-operation", "One operation with its parts", s.getOperation)
-	command(s, http.MethodPost, "/v1/operations/{operation}/cancel", "cancel-operation", "Undo what is not finished", func(ctx context.Context, in *operationWrite) (Accepted, error) {
+	command(s, http.MethodPost, "/v1/operations/{operation}/cancel", "cancel-operation", "Undo what is not finished", func(ctx context.Context, in *OperationWrite) (Accepted, error) {
 		o, err := s.knownOperation(ctx, in.Scope, in.Operation)
 		if err != nil {
 			return Accepted{}, err

@@ -68,13 +68,15 @@ type newRegion struct {
 	}
 }
 
-type regionWrite struct {
+// RegionWrite is what every write to one region takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type RegionWrite struct {
 	Write
 	Region string `path:"region" doc:"id, name or alias"`
 }
 
 type retireRegion struct {
-	regionWrite
+	RegionWrite
 	Body struct {
 		Lost bool `json:"lost,omitempty" doc:"what it holds is written off rather than removed"`
 	}
@@ -92,7 +94,7 @@ type (
 )
 
 type takeoverRegion struct {
-	regionWrite
+	RegionWrite
 	Body struct {
 		Agent string `json:"agent" doc:"the agent that may start the next epoch"`
 	}
@@ -108,7 +110,7 @@ func (s *Server) regionRoutes() {
 		return s.send(ctx, in.Write, events.None, events.KindRegion, "add", region.Add{Region: in.Body.Region, Profile: in.Body.Profile})
 	})
 	onRegion := func(path, id, summary, verb string) {
-		command(s, http.MethodPost, path, id, summary, func(ctx context.Context, in *regionWrite) (Accepted, error) {
+		command(s, http.MethodPost, path, id, summary, func(ctx context.Context, in *RegionWrite) (Accepted, error) {
 			r, err := s.knownRegion(ctx, in.Region)
 			if err != nil {
 				return Accepted{}, err

@@ -85,25 +85,27 @@ type templatesInput struct {
 	Deleted bool   `query:"deleted" doc:"deleted ones too"`
 }
 
-type templateInput struct {
+// TemplateRead is what every read of one template takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type TemplateRead struct {
 	Read
 	Ref string `path:"ref" doc:"number, name, URL, either of them with @version, or loc:region/slot"`
 }
 
 type templateInRegion struct {
-	templateInput
+	TemplateRead
 	Region string `query:"region" required:"true"`
 }
 
 type templateBetween struct {
-	templateInput
+	TemplateRead
 	Between []string `query:"between" required:"true" minItems:"2" maxItems:"2" doc:"two regions"`
 }
 
 func (s *Server) templateRoutes() {
 	get(s, "/v1/templates", "list-templates", "Which templates are there?", s.listTemplates)
 	get(s, "/v1/templates/{ref}", "get-template", "One template with its versions", s.getTemplate)
-	get(s, "/v1/templates/{ref}/where", "where", "Which regions hold which version?", func(ctx context.Context, v at, in *templateInput) (Where, uint64, error) {
+	get(s, "/v1/templates/{ref}/where", "where", "Which regions hold which version?", func(ctx context.Context, v at, in *TemplateRead) (Where, uint64, error) {
 		t, account, err := template(ctx, v, in.Scope, in.Ref)
 		if err != nil {
 			return Where{}, 0, err
@@ -111,7 +113,7 @@ func (s *Server) templateRoutes() {
 		w, err := projections.Catalogue{}.Where(v.View, account, t.Template.Number)
 		return Where{v.known.Lag, w}, t.Template.Revision, err
 	})
-	get(s, "/v1/templates/{ref}/instances", "list-instances", "All instances that it ever had", func(ctx context.Context, v at, in *templateInput) (Instances, uint64, error) {
+	get(s, "/v1/templates/{ref}/instances", "list-instances", "All instances that it ever had", func(ctx context.Context, v at, in *TemplateRead) (Instances, uint64, error) {
 		t, account, err := template(ctx, v, in.Scope, in.Ref)
 		if err != nil {
 			return Instances{}, 0, err
@@ -155,7 +157,7 @@ func template(ctx context.Context, v projections.Reader, scope Scope, ref string
 	return t, account, err
 }
 
-func (s *Server) getTemplate(ctx context.Context, v at, in *templateInput) (OneTemplate, uint64, error) {
+func (s *Server) getTemplate(ctx context.Context, v at, in *TemplateRead) (OneTemplate, uint64, error) {
 	t, account, err := template(ctx, v, in.Scope, in.Ref)
 	if err != nil {
 		return OneTemplate{}, 0, err
@@ -177,6 +179,10 @@ func instanceIn(v at, account events.AccountID, t projections.Resolved, spelling
 	r, err := regionSpelled(v, spelling)
 	if err != nil {
 		return projections.Instance{}, nil, err
+	}
+	if t.Version == 0 {
+		return projections.Instance{}, nil, aggregates.Refuse("version-not-active", "no version of template %s (%s) is active yet", t.Template.Number, t.Template.Name).
+			WithNext("name one: %s@1", t.Template.Number)
 	}
 	all, err := projections.Catalogue{}.Instances(v, account, t.Template.Number)
 	if err != nil {

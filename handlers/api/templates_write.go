@@ -38,13 +38,15 @@ type newTemplate struct {
 	}
 }
 
-type templateWrite struct {
+// TemplateWrite is what every write to one template takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type TemplateWrite struct {
 	Write
 	Ref string `path:"ref"`
 }
 
 type templateRegions struct {
-	templateWrite
+	TemplateWrite
 	Body struct {
 		Set     []string `json:"set,omitempty" doc:"exactly these"`
 		Add     []string `json:"add,omitempty"`
@@ -57,7 +59,7 @@ type templateRegions struct {
 }
 
 type replaceTemplate struct {
-	templateWrite
+	TemplateWrite
 	Body struct {
 		Origin
 		Policy   string   `json:"policy,omitempty" enum:"all,quorum,available" doc:"when the reference moves: all regions have verified, so many, or the source's"`
@@ -68,14 +70,14 @@ type replaceTemplate struct {
 }
 
 type rollbackTemplate struct {
-	templateWrite
+	TemplateWrite
 	Body struct {
 		Version int `json:"version" minimum:"1"`
 	}
 }
 
 type protectTemplate struct {
-	templateWrite
+	TemplateWrite
 	Body struct {
 		Protected bool `json:"protected"`
 	}
@@ -114,20 +116,20 @@ func (s *Server) templateWrites() {
 	command(s, http.MethodPost, "/v1/templates/{ref}/regions", "set-template-regions", "Change which regions should hold it", s.setRegions)
 	command(s, http.MethodPost, "/v1/templates/{ref}/replace", "replace-template", "Save a further version and switch the reference to it", s.replace)
 	command(s, http.MethodPost, "/v1/templates/{ref}/rollback", "roll-back-template", "Move the reference back to a version that was kept", func(ctx context.Context, in *rollbackTemplate) (Accepted, error) {
-		t, account, err := s.knownTemplate(ctx, in.templateWrite)
+		t, account, err := s.knownTemplate(ctx, in.TemplateWrite)
 		if err != nil {
 			return Accepted{}, err
 		}
 		return s.send(ctx, in.Write, account, events.KindTemplate, "rollback", rollbackBody{t.Number, in.Body.Version})
 	})
 	command(s, http.MethodPost, "/v1/templates/{ref}/protect", "protect-template", "Protect it against deletion, or take the protection off", func(ctx context.Context, in *protectTemplate) (Accepted, error) {
-		t, account, err := s.knownTemplate(ctx, in.templateWrite)
+		t, account, err := s.knownTemplate(ctx, in.TemplateWrite)
 		if err != nil {
 			return Accepted{}, err
 		}
 		return s.send(ctx, in.Write, account, events.KindTemplate, "protect", protectBody{t.Number, in.Body.Protected})
 	})
-	command(s, http.MethodDelete, "/v1/templates/{ref}", "delete-template", "Delete it with every copy", func(ctx context.Context, in *templateWrite) (Accepted, error) {
+	command(s, http.MethodDelete, "/v1/templates/{ref}", "delete-template", "Delete it with every copy", func(ctx context.Context, in *TemplateWrite) (Accepted, error) {
 		t, account, err := s.knownTemplate(ctx, *in)
 		if err != nil {
 			return Accepted{}, err
@@ -136,7 +138,7 @@ func (s *Server) templateWrites() {
 	})
 }
 
-func (s *Server) knownTemplate(ctx context.Context, in templateWrite) (projections.TemplateRow, events.AccountID, error) {
+func (s *Server) knownTemplate(ctx context.Context, in TemplateWrite) (projections.TemplateRow, events.AccountID, error) {
 	account, _, err := in.account(ctx)
 	if err != nil {
 		return projections.TemplateRow{}, "", err
@@ -192,7 +194,7 @@ func (s *Server) createTemplate(ctx context.Context, in *newTemplate) (Accepted,
 }
 
 func (s *Server) setRegions(ctx context.Context, in *templateRegions) (Accepted, error) {
-	t, account, err := s.knownTemplate(ctx, in.templateWrite)
+	t, account, err := s.knownTemplate(ctx, in.TemplateWrite)
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -251,7 +253,7 @@ func activeRegions(v at) ([]events.RegionID, error) {
 }
 
 func (s *Server) replace(ctx context.Context, in *replaceTemplate) (Accepted, error) {
-	t, account, err := s.knownTemplate(ctx, in.templateWrite)
+	t, account, err := s.knownTemplate(ctx, in.TemplateWrite)
 	if err != nil {
 		return Accepted{}, err
 	}

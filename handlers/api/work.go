@@ -40,13 +40,15 @@ type workInput struct {
 	Work string `path:"work"`
 }
 
-type workWrite struct {
+// WorkWrite is what every write to one work order takes. It is exported for the
+// reader of input structs, which skips embedded types that are not.
+type WorkWrite struct {
 	Write
 	Work string `path:"work"`
 }
 
 type writeOff struct {
-	workWrite
+	WorkWrite
 	Body struct {
 		Why string `json:"why" minLength:"1" doc:"for whoever looks at it later"`
 	}
@@ -74,7 +76,7 @@ func (s *Server) workRoutes() {
 		order, _, err := projections.WorkOrders{}.Order(v, w.Work)
 		return OneWork{v.known, w, order}, w.Revision, err
 	})
-	command(s, http.MethodPost, "/v1/work/{work}/retry", "retry-work", "Open a failed or stuck work order again", func(ctx context.Context, in *workWrite) (Accepted, error) {
+	command(s, http.MethodPost, "/v1/work/{work}/retry", "retry-work", "Open a failed or stuck work order again", func(ctx context.Context, in *WorkWrite) (Accepted, error) {
 		w, err := s.knownWork(ctx, *in)
 		if err != nil {
 			return Accepted{}, err
@@ -82,7 +84,7 @@ func (s *Server) workRoutes() {
 		return s.send(ctx, in.Write, w.Account, events.KindWork, "retry", workBody{w.Region, w.Work})
 	})
 	command(s, http.MethodPost, "/v1/work/{work}/write-off", "write-off-work", "Close a work order that nobody will do any more", func(ctx context.Context, in *writeOff) (Accepted, error) {
-		w, err := s.knownWork(ctx, in.workWrite)
+		w, err := s.knownWork(ctx, in.WorkWrite)
 		if err != nil {
 			return Accepted{}, err
 		}
@@ -119,7 +121,7 @@ func work(ctx context.Context, v projections.Reader, scope Scope, id string) (pr
 	return w, err
 }
 
-func (s *Server) knownWork(ctx context.Context, in workWrite) (projections.WorkRow, error) {
+func (s *Server) knownWork(ctx context.Context, in WorkWrite) (projections.WorkRow, error) {
 	return resolved(ctx, s, func(v at) (projections.WorkRow, error) { return work(ctx, v, in.Scope, in.Work) })
 }
 

@@ -365,6 +365,20 @@ func (p *Program) Run(ctx context.Context) error {
 	return failed
 }
 
+// Ready returns when everything that was there at the start can be asked: the
+// first accounts and regions among it. Run must have been called.
+func (p *Program) Ready(ctx context.Context) error {
+	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
+		return err
+	}
+	select {
+	case <-p.runner.Running():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // cmpErr names an end that gave no reason.
 func cmpErr(err error) error {
 	if err == nil {

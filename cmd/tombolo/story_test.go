@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"tombolo": func() { os.Exit(run()) }})
+}
+
+// TestStories runs the real program as people do. Beside testscript's own
+// commands there are:
+//
+//	up DIR [FLAGS]   starts `tombolo up` on free ports and waits until it can be used
+//	down             ends it as ctrl-C does, and demands exit 0
+//	exit N ARGS      runs tombolo and demands this exit code
+//	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
+//	capture VAR      puts stdout, without the line's end, into an environment variable
+func TestStories(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Values["story"] = &story{}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"up": up, "down": down, "exit": exit, "http": ask, "capture": capture,
+		},
+		RequireExplicitExec: true,
+	})
+}
+
+// story is what one script has going on.
+type story struct{ server *exec.Cmd }
+
+func of(ts *testscript.TestScript) *story { return ts.Value("story").(*story) }
+
+func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		path := filepath.Join(dir, "tombolo")
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		c := exec.Command(path, args...)
+		c.Dir = ts.MkAbs(".")
+		for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "TOMBOLO_CONTEXT", "TOMBOLO_ACCOUNT", "TMPDIR"} {
+			if v := ts.Getenv(name); v != "" {
+				c.Env = append(c.Env, name+"="+v)
+			}
+		}
+		return c
+	}
+	ts.Fatalf("tombolo is not in PATH")
+	return nil
+}
+
+func up(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 || of(ts).server != nil {
+		ts.Fatalf("usage: up DIR [FLAGS], once before down")
+	}
+	dir := ts.MkAbs(args[0])
+	c := command(ts, append([]string{"up", "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "--sync", "lazy", "-q", "-o", "json"}, args[1:]...)...)
+	log, err := os.Create(dir + ".log")
+	ts.Check(err)
+	c.Stderr = log
+	out, err := c.StdoutPipe()
+	ts.Check(err)
+	ts.Check(c.Start())
+	of(ts).server = c
+	ts.Defer(func() {
+		if of(ts).server == c { // the script ended before its down
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+		_ = log.Close()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		text, _ := os.ReadFile(log.Name())
+		ts.Fatalf("up said nothing (%v); its log:\n%s", err, text)
+	}
+	var at program.Addresses
+	ts.Check(json.Unmarshal([]byte(line), &at))
+	ts.Setenv("TOMBOLO_CONTEXT", at.Context)
+	ts.Setenv("HTTP", strings.TrimPrefix(at.HTTP, "http://"))
+	ts.Setenv("NATS", strings.TrimPrefix(at.NATS, "nats://"))
+}
+
+func down(ts *testscript.TestScript, neg bool, args []string) {
+	c := of(ts).server
+	if neg || len(args) > 0 || c == nil {
+		ts.Fatalf("usage: down, after up")
+	}
+	ts.Check(c.Process.Signal(os.Interrupt))
+	err := c.Wait()
+	of(ts).server = nil
+	if err != nil {
+		ts.Fatalf("up ended with %v", err)
+	}
+}
+
+func exit(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exit N ARGS")
+	}
+	c := command(ts, args[1:]...)
+	var out, talk strings.Builder
+	c.Stdout, c.Stderr = &out, &talk
+	err := c.Run()
+	ts.Check(os.WriteFile(ts.MkAbs("out"), []byte(out.String()), 0o644))
+	ts.Check(os.WriteFile(ts.MkAbs("err"), []byte(talk.String()), 0o644))
+	if code := c.ProcessState.ExitCode(); fmt.Sprint(code) != args[0] {
+		ts.Fatalf("tombolo %s: exit %d (%v), want %s\n%s%s", strings.Join(args[1:], " "), code, err, args[0], out.String(), talk.String())
+	}
+}
+
+func ask(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: http METHOD PATH STATUS [anonymous | Header: value]")
+	}
+	r, err := http.NewRequest(args[0], "http://"+ts.Getenv("HTTP")+args[1], nil)
+	ts.Check(err)
+	admin, err := contexts.Read(ts.Getenv("TOMBOLO_CONTEXT"))
+	ts.Check(err)
+	r.Header.Set("Authorization", "Bearer "+admin.Token)
+	for _, h := range args[3:] {
+		if h == "anonymous" {
+			r.Header.Del("Authorization")
+			continue
+		}
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	var head strings.Builder
+	ts.Check(resp.Header.Write(&head))
+	ts.Check(os.WriteFile(ts.MkAbs("http"), append([]byte(head.String()+"\n"), body...), 0o644))
+	if fmt.Sprint(resp.StatusCode) != args[2] {
+		ts.Fatalf("%s %s: %s, want %s\n%s", args[0], args[1], resp.Status, args[2], body)
+	}
+}
+
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: capture VAR")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("out")))
+}
