@@ -66,6 +66,9 @@ func (c Retry) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error
 		return nil, aggregates.Refuse("operation-cancelled", "operation %s was cancelled", c.Operation)
 	case s.outcome == events.Succeeded:
 		return nil, aggregates.Already("everything in it has succeeded")
+	case s.outcome == events.RolledBack || s.outcome == events.Cancelled:
+		return nil, aggregates.Refuse("operation-undone", "operation %s was undone: everything is as before it", c.Operation).
+			WithNext("send its command again, as a new one")
 	}
 	return events.RetryAsked{Region: c.Region, Attempt: s.attempts + 1}, nil
 }
