@@ -39,12 +39,12 @@ type Cancel struct {
 // Aggregate is the operation.
 func (c Cancel) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Operation) }
 
-// Decide accepts it while the operation goes on.
+// Decide accepts it while the operation goes on, or could after a retry.
 func (c Cancel) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error) {
 	switch {
 	case s.cancelled:
 		return nil, aggregates.Already("its cancellation was asked for before")
-	case s.outcome != "":
+	case s.outcome != "" && s.outcome != events.Partly && s.outcome != events.LeftBehind:
 		return nil, aggregates.Already("the operation has ended: %s", s.outcome)
 	}
 	return events.CancelAsked{}, nil

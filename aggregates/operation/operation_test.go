@@ -28,7 +28,10 @@ func TestAnOperationIsItsAccounts(t *testing.T) {
 func TestCancel(t *testing.T) {
 	facts(t).When(Cancel{"op"}).Then(events.CancelAsked{})
 	facts(t, events.CancelAsked{}).When(Cancel{"op"}).Nothing()
-	facts(t, finished(events.Succeeded)).When(Cancel{"op"}).Nothing()
+	for _, o := range []events.Outcome{events.Succeeded, events.RolledBack, events.Cancelled} {
+		facts(t, finished(o)).When(Cancel{"op"}).Nothing()
+	}
+	facts(t, finished(events.Partly)).When(Cancel{"op"}).Then(events.CancelAsked{}) // what failed is not to be tried again
 	facts(t, finished(events.Partly), events.RetryAsked{Attempt: 1}).When(Cancel{"op"}).Then(events.CancelAsked{})
 }
 
