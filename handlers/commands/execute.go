@@ -1,6 +1,3 @@
-// Package commands is the bus's front door: it takes commands in, checks who
-// sends them and whether they may, and has the aggregates decide. Execute is the
-// one place where a decision becomes an event.
 package commands
 
 import (
@@ -34,6 +31,7 @@ type Outcome struct {
 	EventID   string
 	Sequence  uint64 // of the event; without one, of the aggregate's last
 	Because   string // why there was nothing to do
+	Replayed  bool   // the command had been executed before; this is what came of it then
 }
 
 // Executor has what executing needs. It may be used from many goroutines.
@@ -76,12 +74,8 @@ func Execute[S aggregates.State[S, E], E events.Event](ctx context.Context, x *E
 				return Outcome{}, err
 			}
 		}
-		if before, ok := slot.answered[id]; ok {
-			if before.body != o.Command.Digest {
-				return Outcome{}, aggregates.Refuse("command-id-reused", "command %s was sent before with another body", o.Command.ID).
-					WithNext("send a new command with a new id")
-			}
-			return before.outcome, nil
+		if before, ok, err := slot.recall(id, o); ok || err != nil {
+			return before, err
 		}
 		state, _ := slot.state.(S)
 		event, err := decide(slot.head, state, o, x.now().UTC(), c)
@@ -134,6 +128,31 @@ func decide[S aggregates.State[S, E], E events.Event](head events.Head, s S, o O
 			WithNext("read it again, then decide anew")
 	}
 	return c.Decide(s, aggregates.Facts{Now: now, Actor: o.Actor})
+}
+
+// Recall tells whether this command's event in the given role is among the
+// aggregate's, and what its outcome was. It looks at the cached state first and
+// is no decision: a "no" may be out of date.
+func Recall[S aggregates.State[S, E], E events.Event](ctx context.Context, x *Executor, o Origin, role string, a events.Aggregate) (Outcome, bool, error) {
+	slot := x.cache.acquire(a)
+	defer x.cache.release(slot)
+	if !slot.loaded {
+		if err := load[S, E](ctx, x, slot); err != nil {
+			return Outcome{}, false, err
+		}
+	}
+	return slot.recall(events.DeriveID(o.Account, o.Command.ID, role), o)
+}
+
+// recall finds what came of the command before, unless its body was another.
+func (s *slot) recall(id string, o Origin) (Outcome, bool, error) {
+	before, ok := s.answered[id]
+	if ok && before.body != o.Command.Digest {
+		return Outcome{}, false, aggregates.Refuse("command-id-reused", "command %s was sent before with another body", o.Command.ID).
+			WithNext("send a new command with a new id")
+	}
+	before.outcome.Replayed = ok
+	return before.outcome, ok, nil
 }
 
 // load reads what the slot does not have yet.

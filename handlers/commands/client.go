@@ -1,0 +1,65 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+// Client sends commands over the bus. Any NATS client can do the same.
+type Client struct {
+	conn   *nats.Conn
+	prefix string
+}
+
+// NewClient makes a client of a tenant's user, or of the control plane's own.
+// The connection is the caller's to close.
+func NewClient(conn *nats.Conn) *Client { return &Client{conn, CommandPrefix} }
+
+// NewAgentClient makes the client of a region's agent.
+func NewAgentClient(conn *nats.Conn, region events.RegionID) *Client {
+	return &Client{conn, AgentPrefix + string(region) + "."}
+}
+
+// Do sends a command and waits for its answer. Sending it again with the same
+// id, after whatever error, is safe. Errors: a *aggregates.Refusal, a
+// *GraphError, or the connection's. A subject that the sender may not publish to
+// is not answered: the context ends.
+func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (Answer, error) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return Answer{}, fmt.Errorf("%s.%s: %w", kind, verb, err)
+	}
+	m := nats.NewMsg(c.prefix + string(account) + "." + string(kind) + "." + verb)
+	m.Data = data
+	m.Header.Set(CommandIDHeader, string(id))
+	reply, err := c.conn.RequestMsgWithContext(ctx, m)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return Answer{}, &aggregates.Refusal{Class: Unavailable, Code: "no-control-plane", Text: "no control plane answers on the bus", Next: "start it, or wait until it is back"}
+	}
+	if err != nil {
+		return Answer{}, fmt.Errorf("%s.%s: %w", kind, verb, err)
+	}
+	var answer struct {
+		Answer
+		Error *Failure `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+		return Answer{}, fmt.Errorf("%s.%s: the answer cannot be read: %w", kind, verb, err)
+	}
+	f := answer.Error
+	if f == nil {
+		return answer.Answer, nil
+	}
+	no := &aggregates.Refusal{Class: f.Class, Code: f.Code, Text: f.Text, Next: f.Next}
+	if len(f.Findings) > 0 {
+		return Answer{}, &GraphError{no, f.Findings}
+	}
+	return Answer{}, no
+}

@@ -1,0 +1,145 @@
+package commands
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/events"
+)
+
+// Headers of a command.
+const (
+	// CommandIDHeader names the command; Nats-Msg-Id does as well. Without
+	// either, an id is made and answered, and a retry is a command of its own.
+	CommandIDHeader = "tombolo-command-id"
+	// IfRevisionHeader refuses the command unless the aggregate is at this revision.
+	IfRevisionHeader = "tombolo-if-revision"
+	// CorrelationHeader is recorded with the event of a command that starts no
+	// operation of its own.
+	CorrelationHeader = "tombolo-correlation"
+	// TraceParentHeader is W3C Trace Context.
+	TraceParentHeader = "traceparent"
+	// CausationHeader, ActorAccountHeader and ActorUserHeader count only from
+	// users of the control plane's own account: on whose behalf they command.
+	CausationHeader    = "tombolo-causation"
+	ActorAccountHeader = "tombolo-actor-account"
+	ActorUserHeader    = "tombolo-actor-user"
+
+	// requestInfoHeader is set by nats-server (server/accounts.go, ClientInfoHdr)
+	// when a request crosses accounts and its import is shared.
+	requestInfoHeader = "Nats-Request-Info"
+)
+
+// Subject prefixes. After them come account, kind and verb; an agent's begin
+// with its region.
+const (
+	CommandPrefix = "tombolo.command."
+	InboxPrefix   = "tombolo.inbox."
+	AgentPrefix   = "tombolo.agent."
+)
+
+// Identity is who commands: a user as the directory knows it.
+type Identity struct {
+	Actor  events.Actor
+	Role   events.Role
+	Region events.RegionID // agents only
+}
+
+// System is the control plane itself.
+func System() Identity {
+	return Identity{Actor: events.Actor{Account: events.None, User: "tombolo"}, Role: events.Administrator}
+}
+
+// ErrUserUnknown: the directory has no such user.
+var ErrUserUnknown = errors.New("no such user")
+
+// Directory knows the users of all accounts. Its methods fail with
+// ErrUserUnknown, or when the directory itself cannot answer.
+type Directory interface {
+	// ByCredential finds the user of the account who connected with this public
+	// NATS user key. The account is sound; the key is what the bus reports.
+	ByCredential(ctx context.Context, account events.AccountID, nkey string) (Identity, error)
+	// ByActor finds a user by name, for the control plane's own senders.
+	ByActor(ctx context.Context, actor events.Actor) (Identity, error)
+	// ByRegion finds the region's agent.
+	ByRegion(ctx context.Context, region events.RegionID) (Identity, error)
+}
+
+// address is what a subject says.
+type address struct {
+	account events.AccountID
+	agent   events.RegionID // of the agent that sends; empty for people
+	inbox   bool
+	kind    events.Kind
+	verb    string
+}
+
+// parseSubject reads the subject of a command.
+func parseSubject(subject string) (address, error) {
+	var a address
+	rest, ok := strings.CutPrefix(subject, CommandPrefix)
+	if !ok {
+		rest, a.inbox = strings.CutPrefix(subject, InboxPrefix)
+		ok = a.inbox
+	}
+	tokens := strings.Split(rest, ".")
+	if !ok {
+		rest, ok = strings.CutPrefix(subject, AgentPrefix)
+		tokens = strings.Split(rest, ".")
+		a.agent = events.RegionID(tokens[0])
+		ok = ok && events.IsToken(tokens[0])
+		tokens = tokens[1:]
+	}
+	if !ok || len(tokens) != 3 || (tokens[0] != events.None && !events.IsToken(tokens[0])) {
+		return a, badRequest("the subject %.200q is not %s<account>.<kind>.<verb>", subject, CommandPrefix)
+	}
+	a.account, a.kind, a.verb = events.AccountID(tokens[0]), events.Kind(tokens[1]), tokens[2]
+	return a, nil
+}
+
+// identify finds out who sent the message.
+//
+// The account in the subject is sound: tenants reach the door through an import
+// that fixes the token (account_token_position), and nats-server then reports
+// the user in Nats-Request-Info. An agent may publish under its own region's
+// token only. What comes without either is from a user of the control plane's own
+// account, who is trusted to name the actor.
+func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity, error) {
+	var who Identity
+	var err error
+	info := h.Get(requestInfoHeader)
+	actor := events.Actor{Account: events.AccountID(h.Get(ActorAccountHeader)), User: events.UserID(h.Get(ActorUserHeader))}
+	switch {
+	case a.agent != "":
+		who, err = d.directory.ByRegion(ctx, a.agent)
+		if err == nil && (who.Role != events.Agent || who.Region != a.agent) {
+			err = ErrUserUnknown
+		}
+	case info != "":
+		var client struct {
+			User string `json:"user"`
+		}
+		if json.Unmarshal([]byte(info), &client) != nil || client.User == "" {
+			err = ErrUserUnknown
+			break
+		}
+		who, err = d.directory.ByCredential(ctx, a.account, client.User)
+		if err == nil && who.Actor.Account != a.account {
+			err = ErrUserUnknown
+		}
+	case actor != (events.Actor{}):
+		who, err = d.directory.ByActor(ctx, actor)
+	default:
+		return System(), nil
+	}
+	if errors.Is(err, ErrUserUnknown) {
+		return Identity{}, aggregates.RefuseAs(aggregates.Denied, "user-unknown", "nobody is known by this credential").
+			WithNext("ask your administrator whether the credential was removed")
+	}
+	return who, err
+}
