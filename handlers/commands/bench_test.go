@@ -69,7 +69,7 @@ func number(i int) events.TemplateID { return events.TemplateID(fmt.Sprint(10_00
 func run(b *testing.B, w *world, clients int, once func(c *nats.Conn, worker int, seq *uint64) error) {
 	conns := make([]*nats.Conn, clients)
 	for i := range conns {
-		conns[i] = w.tcp(b)
+		conns[i] = w.tcp(b, "ann").Conn
 	}
 	var left atomic.Int64
 	left.Store(int64(b.N))

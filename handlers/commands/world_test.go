@@ -5,14 +5,11 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
@@ -62,33 +59,13 @@ type world struct {
 	keys    map[string]nkeys.KeyPair
 }
 
-// config is a bus with the control plane's account and two tenants.
-const config = `
-accounts {
-  CORE {
-    jetstream: enabled
-    users: [
-      {user: core, password: core}
-      {user: agent-sydney, password: x, permissions: {publish: ["tombolo.agent.sydney.>"], subscribe: ["_INBOX.>"]}}
-    ]
-    exports: [
-      {service: "tombolo.command.*.>", account_token_position: 3}
-      {service: "tombolo.inbox.*.>", account_token_position: 3}
-    ]
-  }
-  acme {
-    users: [{nkey: %s}, {nkey: %s}, {nkey: %s}]
-    imports: [
-      {service: {account: CORE, subject: "tombolo.command.acme.>"}, share: true}
-      {service: {account: CORE, subject: "tombolo.inbox.acme.>"}, share: true}
-    ]
-  }
-  other {
-    users: [{nkey: %s}]
-    imports: [{service: {account: CORE, subject: "tombolo.command.other.>"}, share: true}]
-  }
+// keyring is who may connect.
+type keyring map[string]bus.User
+
+func (k keyring) ByNKey(public string) (bus.User, bool) {
+	u, ok := k[public]
+	return u, ok
 }
-`
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
@@ -99,8 +76,15 @@ func newWorld(t testing.TB) *world {
 		"agent:beijing":  {Actor: events.Actor{Account: "_", User: "agent-beijing"}, Role: events.Agent, Region: "beijing"},
 		"actor:acme/ann": {Actor: events.Actor{Account: "acme", User: "ann"}, Role: events.Operator},
 	}
-	public := map[string]string{}
-	for _, name := range []string{"ann", "bob", "gone", "eve"} {
+	public, ring := map[string]string{}, keyring{}
+	for name, user := range map[string]bus.User{
+		"ann":    {Account: "acme", User: "ann", Role: events.Operator},
+		"bob":    {Account: "acme", User: "bob", Role: events.Reader},
+		"gone":   {Account: "acme", User: "gone", Role: events.Operator}, // the directory knows it no more
+		"eve":    {Account: "other", User: "eve", Role: events.Operator},
+		"root":   {Account: "_", User: "root", Role: events.Administrator},
+		"sydney": {Account: "_", User: "agent-sydney", Role: events.Agent, Region: "sydney"},
+	} {
 		k, err := nkeys.CreateUser()
 		if err != nil {
 			t.Fatal(err)
@@ -109,23 +93,15 @@ func newWorld(t testing.TB) *world {
 		if public[name], err = k.PublicKey(); err != nil {
 			t.Fatal(err)
 		}
+		ring[public[name]] = user
 	}
+	u["key:_/"+public["root"]] = u["actor:_/root"]
 	u["key:acme/"+public["ann"]] = u["actor:acme/ann"]
 	u["key:acme/"+public["bob"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "bob"}, Role: events.Reader}
 	u["key:other/"+public["eve"]] = commands.Identity{Actor: events.Actor{Account: "other", User: "eve"}, Role: events.Operator}
 
-	file := filepath.Join(t.TempDir(), "bus.conf")
-	if err := os.WriteFile(file, fmt.Appendf(nil, config, public["ann"], public["bob"], public["gone"], public["eve"]), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	var err error
-	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Access: func(o *server.Options) error {
-		read, err := server.ProcessConfigFile(file)
-		if err == nil {
-			o.Accounts, o.Users, o.Nkeys = read.Accounts, read.Users, read.Nkeys
-		}
-		return err
-	}})
+	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Users: ring})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +110,7 @@ func newWorld(t testing.TB) *world {
 			t.Error(err)
 		}
 	})
-	w.core = w.connect(t, nats.UserInfo("core", "core"))
+	w.core = w.connect(t)
 	w.journal, err = journal.Open(t.Context(), w.core, journal.Options{Registry: events.NewRegistry(), MaxBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
@@ -202,12 +178,17 @@ func (w *world) as(t testing.TB, name string, o ...nats.Option) *nats.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w.connect(t, append(o, nats.Nkey(public, w.keys[name].Sign))...)
+	return w.connect(t, append(o, nats.Nkey(public, w.keys[name].Sign), nats.CustomInboxPrefix(bus.InboxOf(public)))...)
 }
 
-func (w *world) tcp(t testing.TB) *nats.Conn {
+// tcp connects as a tenant's user over the network.
+func (w *world) tcp(t testing.TB, name string) *bus.Conn {
 	t.Helper()
-	c, err := nats.Connect(w.bus.URL(), nats.UserInfo("core", "core"))
+	seed, err := w.keys[name].Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := bus.Connect(w.bus.URL(), string(seed))
 	if err != nil {
 		t.Fatal(err)
 	}
