@@ -99,8 +99,10 @@ func proven(public, signature string, nonce []byte) error {
 		return errors.New("the nkey is not a user's")
 	}
 	sig, err := base64.RawURLEncoding.DecodeString(signature)
-	if err != nil {
-		return errors.New("the signature is not base64url")
+	if err != nil { // clients differ; nats-server takes both as well
+		if sig, err = base64.StdEncoding.DecodeString(signature); err != nil {
+			return errors.New("the signature is not base64")
+		}
 	}
 	key, err := nkeys.FromPublicKey(public)
 	if err != nil {

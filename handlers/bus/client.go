@@ -15,7 +15,7 @@ import (
 // NotPermitted is an Error's code: the bus does not let this user publish there.
 const NotPermitted Code = "not-permitted"
 
-// Conn is a user's connection. Its RequestMsg tells at once what the bus does
+// Conn is a user's connection. Its RequestMsgWithContext tells at once what the bus does
 // not permit, of which an ordinary client hears no more than a time-out.
 type Conn struct {
 	*nats.Conn
@@ -60,9 +60,9 @@ func Connect(url, seed string, options ...nats.Option) (*Conn, error) {
 // InboxOf is the prefix under which the user with this public key gets answers.
 func InboxOf(public string) string { return "_INBOX." + public }
 
-// RequestMsg sends a request and gives its answer. Errors: *Error with
+// RequestMsgWithContext sends a request and gives its answer. Errors: *Error with
 // NotPermitted, nats.ErrNoResponders, the context's, the connection's.
-func (c *Conn) RequestMsg(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
+func (c *Conn) RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r := &refusable{cancel}
@@ -79,7 +79,7 @@ func (c *Conn) RequestMsg(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 			delete(c.waiting, m.Subject)
 		}
 	}()
-	answer, err := c.RequestMsgWithContext(ctx, m)
+	answer, err := c.Conn.RequestMsgWithContext(ctx, m)
 	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

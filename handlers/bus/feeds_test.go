@@ -189,7 +189,7 @@ func TestOneTenantsSubscriptionsAreNotAnothers(t *testing.T) {
 	} {
 		m := nats.NewMsg(subject)
 		m.Data = []byte(`{"name":"s"}`)
-		_, err := ann.RequestMsg(brief(t), m)
+		_, err := ann.RequestMsgWithContext(brief(t), m)
 		if e := (*bus.Error)(nil); !errors.As(err, &e) || e.Code != bus.NotPermitted {
 			t.Errorf("%s: %v", subject, err)
 		}
@@ -206,7 +206,7 @@ func TestDiscovery(t *testing.T) {
 		conn := p.as(t, who)
 		for _, verb := range verbs {
 			for _, subject := range []string{"$SRV." + verb, "$SRV." + verb + ".tombolo-feeds"} {
-				answer, err := conn.RequestMsg(brief(t), nats.NewMsg(subject))
+				answer, err := conn.RequestMsgWithContext(brief(t), nats.NewMsg(subject))
 				if err != nil {
 					t.Fatalf("%s as %s: %v", subject, who, err)
 				}

@@ -225,7 +225,7 @@ func (p *place) ask(t *testing.T, who, subject string, body, to any) error {
 	if m.Data, err = json.Marshal(body); err != nil {
 		t.Fatal(err)
 	}
-	answer, err := p.as(t, who).RequestMsg(brief(t), m)
+	answer, err := p.as(t, who).RequestMsgWithContext(brief(t), m)
 	if err != nil {
 		return err
 	}

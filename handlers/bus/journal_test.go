@@ -110,7 +110,7 @@ func TestOnlyReadersConsumersOfTheJournal(t *testing.T) {
 			}
 			m := nats.NewMsg("$JS.API.CONSUMER.CREATE.EVENTS." + c.subject)
 			m.Data = body
-			answer, err := agent.RequestMsg(brief(t), m)
+			answer, err := agent.RequestMsgWithContext(brief(t), m)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,7 +182,7 @@ func TestRepliesAreNoCommands(t *testing.T) {
 		// What the answer passes through is passed by this as well.
 		m := nats.NewMsg(c.ask)
 		m.Data = []byte(`{"no_wait":true}`)
-		if _, err := conn.RequestMsg(brief(t), m); err != nil {
+		if _, err := conn.RequestMsgWithContext(brief(t), m); err != nil {
 			t.Fatal(err)
 		}
 	drain:
@@ -199,7 +199,7 @@ func TestRepliesAreNoCommands(t *testing.T) {
 			}
 		}
 	}
-	if _, err := p.as(t, "ann").RequestMsg(brief(t), nats.NewMsg("tombolo.command.acme.template.delete")); err != nil {
+	if _, err := p.as(t, "ann").RequestMsgWithContext(brief(t), nats.NewMsg("tombolo.command.acme.template.delete")); err != nil {
 		t.Fatal(err)
 	}
 	if h := <-got; h.user != p.people["ann"].public {

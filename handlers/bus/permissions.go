@@ -29,7 +29,8 @@ func grants() []grant {
 		{roles: []events.Role{admin, agent, operator, reader},
 			publish: []string{"$SRV.PING", "$SRV.PING.>", "$SRV.INFO", "$SRV.INFO.>"}},
 
-		{roles: []events.Role{operator},
+		// Readers, too: the access policy refuses them with a reason.
+		{roles: []events.Role{operator, reader},
 			publish: []string{"tombolo.command.<account>.>", "tombolo.inbox.<account>.>"}},
 		// One's own account's events and progress.
 		{roles: []events.Role{operator, reader},

@@ -22,7 +22,7 @@ func TestAccountAndUserComeFromTheCredential(t *testing.T) {
 	} {
 		m := nats.NewMsg(c.subject)
 		m.Header.Set("Nats-Request-Info", `{"acc":"_","user":"`+p.people["admin"].public+`"}`)
-		answer, err := p.as(t, c.who).RequestMsg(brief(t), m)
+		answer, err := p.as(t, c.who).RequestMsgWithContext(brief(t), m)
 		if err != nil || string(answer.Data) != "done" {
 			t.Fatalf("%s to %s: %v", c.who, c.subject, err)
 		}
@@ -64,8 +64,8 @@ func TestReach(t *testing.T) {
 		{"ann", "tombolo.api.CONSUMER.MSG.NEXT.EVENTS_beta.x"},
 		{"ann", "$JS.ACK.EVENTS_beta.x.1.1.1.1.1"},
 		{"ann", "$SYS.REQ.ACCOUNT.PING.CONNZ"},
-		{"rita", "tombolo.command.acme.template.create"},
-		{"rita", "tombolo.inbox.acme.template.create"},
+		{"rita", "tombolo.command.beta.template.create"},
+		{"rita", "tombolo.document.get"},
 		{"sydney", "tombolo.command.acme.work.start"},
 		{"sydney", "tombolo.agent.beijing.acme.work.start"},
 		{"sydney", "tombolo.agent.sydney._.region.add"},
@@ -84,7 +84,7 @@ func TestReach(t *testing.T) {
 		{"admin", "tombolo.agent.sydney.acme.work.start"},
 		{"admin", "tombolo.guard.$JS.API.CONSUMER.CREATE.EVENTS.x"},
 	} {
-		_, err := p.as(t, c.who).RequestMsg(brief(t), nats.NewMsg(c.subject))
+		_, err := p.as(t, c.who).RequestMsgWithContext(brief(t), nats.NewMsg(c.subject))
 		var e *bus.Error
 		if !errors.As(err, &e) || e.Code != bus.NotPermitted {
 			t.Errorf("%s may publish to %s: %v", c.who, c.subject, err)

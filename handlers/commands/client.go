@@ -10,27 +10,34 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
 )
 
 // Client sends commands over the bus. Any NATS client can do the same.
 type Client struct {
-	conn   *nats.Conn
+	conn   Requester
 	prefix string
+}
+
+// Requester is a connection to the bus: a *nats.Conn, or a *bus.Conn, which
+// tells at once what it may not publish.
+type Requester interface {
+	RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error)
 }
 
 // NewClient makes a client of a tenant's user, or of the control plane's own.
 // The connection is the caller's to close.
-func NewClient(conn *nats.Conn) *Client { return &Client{conn, CommandPrefix} }
+func NewClient(conn Requester) *Client { return &Client{conn, CommandPrefix} }
 
 // NewAgentClient makes the client of a region's agent.
-func NewAgentClient(conn *nats.Conn, region events.RegionID) *Client {
+func NewAgentClient(conn Requester, region events.RegionID) *Client {
 	return &Client{conn, AgentPrefix + string(region) + "."}
 }
 
 // Do sends a command and waits for its answer. Sending it again with the same
 // id, after whatever error, is safe. Errors: a *aggregates.Refusal, a
 // *GraphError, or the connection's. A subject that the sender may not publish to
-// is not answered: the context ends.
+// is a refusal (not-permitted) over a *bus.Conn; over another the context ends.
 func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (Answer, error) {
 	data, err := json.Marshal(body)
 	if err != nil {
@@ -42,6 +49,10 @@ func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.K
 	reply, err := c.conn.RequestMsgWithContext(ctx, m)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return Answer{}, &aggregates.Refusal{Class: Unavailable, Code: "no-control-plane", Text: "no control plane answers on the bus", Next: "start it, or wait until it is back"}
+	}
+	var forbidden *bus.Error
+	if errors.As(err, &forbidden) && forbidden.Code == bus.NotPermitted {
+		return Answer{}, aggregates.RefuseAs(aggregates.Denied, string(bus.NotPermitted), "%s", forbidden.Detail)
 	}
 	if err != nil {
 		return Answer{}, fmt.Errorf("%s.%s: %w", kind, verb, err)

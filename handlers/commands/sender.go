@@ -104,11 +104,11 @@ func parseSubject(subject string) (address, error) {
 
 // identify finds out who sent the message.
 //
-// The account in the subject is sound: tenants reach the door through an import
-// that fixes the token (account_token_position), and nats-server then reports
-// the user in Nats-Request-Info. An agent may publish under its own region's
-// token only. What comes without either is from a user of the control plane's own
-// account, who is trusted to name the actor.
+// Who is not of the control plane's own account reaches the door through a shared
+// import of handlers/bus: nats-server then reports account and user in
+// Nats-Request-Info, and a tenant's import fixes the account in the subject as
+// well. An agent may publish under its own region's token only. What comes
+// without either is from the control plane itself, which is trusted to name the actor.
 func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity, error) {
 	var who Identity
 	var err error
@@ -122,14 +122,19 @@ func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity
 		}
 	case info != "":
 		var client struct {
-			User string `json:"user"`
+			Account events.AccountID `json:"acc"`
+			User    string           `json:"user"`
 		}
 		if json.Unmarshal([]byte(info), &client) != nil || client.User == "" {
 			err = ErrUserUnknown
 			break
 		}
-		who, err = d.directory.ByCredential(ctx, a.account, client.User)
-		if err == nil && who.Actor.Account != a.account {
+		if client.Account != a.account && client.Account != events.None {
+			err = ErrUserUnknown
+			break
+		}
+		who, err = d.directory.ByCredential(ctx, client.Account, client.User)
+		if err == nil && who.Actor.Account != client.Account {
 			err = ErrUserUnknown
 		}
 	case actor != (events.Actor{}):

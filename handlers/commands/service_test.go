@@ -3,7 +3,6 @@ package commands_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/aggregates/name"
 	aggregatenumber "github.com/tombolo-vdc/tombolo/aggregates/number"
@@ -21,7 +21,6 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
-	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 )
 
@@ -249,11 +248,16 @@ func TestRefusals(t *testing.T) {
 	}
 
 	// Somebody else's account is out of reach altogether.
-	m := nats.NewMsg("tombolo.command.other.template.protect")
-	m.Data = []byte(protect)
-	var refused *bus.Error
-	if _, err := w.user(t, "ann").RequestMsg(t.Context(), m); !errors.As(err, &refused) || refused.Code != bus.NotPermitted {
+	_, err := commands.NewClient(w.tcp(t, "ann")).Do(t.Context(), "other", "template", "protect", "o-1", template.Protect{Template: "10000001"})
+	if refusal, ok := aggregates.AsRefusal(err); !ok || refusal.Code != "not-permitted" || refusal.Class != aggregates.Denied {
 		t.Errorf("another tenant's subject answers: %v", err)
+	}
+	// An administrator reaches it, with their own name.
+	if r := send(t, w.as(t, "root"), "tombolo.command.acme.template.protect", "a-1", protect).ok(t); r.Event == "" {
+		t.Errorf("%+v", r.Answer)
+	}
+	if all := w.history(t, template.Of("acme", "10000001")); all[len(all)-1].Actor != (events.Actor{Account: "_", User: "root"}) {
+		t.Errorf("%+v", all)
 	}
 }
 
@@ -289,7 +293,7 @@ func TestAgentReportsForItsOwnRegionOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	agent := w.as(t, "agent-sydney")
+	agent := w.as(t, "sydney")
 	const sydney, beijing = `{"region":"sydney","work":"w-1","epoch":1}`, `{"region":"beijing","work":"w-1","epoch":1}`
 	r := send(t, agent, "tombolo.agent.sydney.acme.work.start", "s-1", sydney).ok(t)
 	if r.Event != "work.started" {

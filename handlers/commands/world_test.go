@@ -59,12 +59,11 @@ type world struct {
 	keys    map[string]nkeys.KeyPair
 }
 
-// connecting says who may connect to the bus, by public key. It is not asked
-// who is known at the door: a credential may have been removed since.
-type connecting map[string]bus.User
+// keyring is who may connect.
+type keyring map[string]bus.User
 
-func (c connecting) ByNKey(public string) (bus.User, bool) {
-	u, ok := c[public]
+func (k keyring) ByNKey(public string) (bus.User, bool) {
+	u, ok := k[public]
 	return u, ok
 }
 
@@ -77,8 +76,15 @@ func newWorld(t testing.TB) *world {
 		"agent:beijing":  {Actor: events.Actor{Account: "_", User: "agent-beijing"}, Role: events.Agent, Region: "beijing"},
 		"actor:acme/ann": {Actor: events.Actor{Account: "acme", User: "ann"}, Role: events.Operator},
 	}
-	public := map[string]string{}
-	for _, name := range []string{"ann", "bob", "gone", "eve", "agent-sydney"} {
+	public, ring := map[string]string{}, keyring{}
+	for name, user := range map[string]bus.User{
+		"ann":    {Account: "acme", User: "ann", Role: events.Operator},
+		"bob":    {Account: "acme", User: "bob", Role: events.Reader},
+		"gone":   {Account: "acme", User: "gone", Role: events.Operator}, // the directory knows it no more
+		"eve":    {Account: "other", User: "eve", Role: events.Operator},
+		"root":   {Account: "_", User: "root", Role: events.Administrator},
+		"sydney": {Account: "_", User: "agent-sydney", Role: events.Agent, Region: "sydney"},
+	} {
 		k, err := nkeys.CreateUser()
 		if err != nil {
 			t.Fatal(err)
@@ -87,20 +93,15 @@ func newWorld(t testing.TB) *world {
 		if public[name], err = k.PublicKey(); err != nil {
 			t.Fatal(err)
 		}
+		ring[public[name]] = user
 	}
+	u["key:_/"+public["root"]] = u["actor:_/root"]
 	u["key:acme/"+public["ann"]] = u["actor:acme/ann"]
 	u["key:acme/"+public["bob"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "bob"}, Role: events.Reader}
 	u["key:other/"+public["eve"]] = commands.Identity{Actor: events.Actor{Account: "other", User: "eve"}, Role: events.Operator}
 
-	connecting := connecting{
-		public["ann"]:          {Account: "acme", User: "ann", Role: events.Operator},
-		public["bob"]:          {Account: "acme", User: "bob", Role: events.Operator}, // whom the door takes for a reader
-		public["gone"]:         {Account: "acme", User: "gone", Role: events.Operator},
-		public["eve"]:          {Account: "other", User: "eve", Role: events.Operator},
-		public["agent-sydney"]: {Account: events.None, User: "agent-sydney", Role: events.Agent, Region: "sydney"},
-	}
 	var err error
-	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Users: connecting})
+	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Users: ring})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,19 +171,24 @@ func (w *world) connect(t testing.TB, o ...nats.Option) *nats.Conn {
 	return c
 }
 
-// as connects as a user.
+// as connects as a tenant's user.
 func (w *world) as(t testing.TB, name string, o ...nats.Option) *nats.Conn {
 	t.Helper()
-	return w.user(t, name, o...).Conn
+	public, err := w.keys[name].PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.connect(t, append(o, nats.Nkey(public, w.keys[name].Sign), nats.CustomInboxPrefix(bus.InboxOf(public)))...)
 }
 
-func (w *world) user(t testing.TB, name string, o ...nats.Option) *bus.Conn {
+// tcp connects as a tenant's user over the network.
+func (w *world) tcp(t testing.TB, name string) *bus.Conn {
 	t.Helper()
 	seed, err := w.keys[name].Seed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := bus.Connect(w.bus.URL(), string(seed), o...)
+	c, err := bus.Connect(w.bus.URL(), string(seed))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,9 +196,9 @@ func (w *world) user(t testing.TB, name string, o ...nats.Option) *bus.Conn {
 	return c
 }
 
-func stream(t testing.TB, c *nats.Conn, name, subjects string) {
+func (w *world) stream(t testing.TB, name, subjects string) {
 	t.Helper()
-	js, err := jetstream.New(c)
+	js, err := jetstream.New(w.core)
 	if err == nil {
 		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{subjects}})
 	}

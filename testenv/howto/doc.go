@@ -1,0 +1,3 @@
+// Package howto runs what docs/how-to tells people to run, against the real
+// bus and the real door.
+package howto
