@@ -59,3 +59,5 @@ require (
 	google.golang.org/protobuf v1.36.8
 	honnef.co/go/tools v0.8.2
 )
+
+require github.com/vmware/govmomi v0.55.0 // indirect

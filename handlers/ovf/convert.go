@@ -171,7 +171,7 @@ func (c *conversion) system(e *element) (string, error) {
 	at := len(c.graph.Nodes)
 	c.graph.Nodes = append(c.graph.Nodes, n)
 	children := map[string]string{} // ovf:id → node id
-	hardware := false
+	hardware, products := false, map[string]bool{}
 	for _, s := range e.children {
 		path := "nodes/" + n.ID
 		if !s.standard() {
@@ -199,16 +199,26 @@ func (c *conversion) system(e *element) (string, error) {
 		case "OperatingSystemSection":
 			c.operatingSystem(&c.graph.Nodes[at], s)
 		case "ProductSection":
+			product := s.attr("class") + "." + s.attr("instance")
+			if products[product] {
+				return "", refuse(CodeInvalid, "%q has two ProductSections of one class and instance (DSP0243 9.5)", name)
+			}
+			products[product] = true
 			err = c.product(&c.graph.Nodes[at], s)
 		case "VirtualHardwareSection":
-			if machine && !hardware {
+			if !machine {
+				err = misplaced(s, path)
+			} else if !hardware {
 				hardware = true
 				err = c.hardware(at, chooseHardware(e.all("VirtualHardwareSection")))
 			}
 		case "StartupSection": // below, when all ids are known
 		default:
-			if !slices.Contains(applied, kind) {
+			switch {
+			case !slices.Contains(applied, kind):
 				err = c.unknown(s, path)
+			case kind == "NetworkSection" || kind == "DiskSection" || kind == "DeploymentOptionSection" || machine && kind == "ResourceAllocationSection":
+				err = misplaced(s, path)
 			}
 		}
 		if err != nil {
@@ -222,9 +232,6 @@ func (c *conversion) system(e *element) (string, error) {
 	}
 	if machine && !hardware {
 		return "", refuse(CodeInvalid, "virtual system %q has no VirtualHardwareSection (DSP0243 8)", name)
-	}
-	if !machine && len(children) == 0 && e == c.content {
-		return "", refuse(CodeInvalid, "the collection %q holds no virtual system (DSP0243 7.3)", name)
 	}
 	return n.ID, nil
 }
@@ -254,7 +261,7 @@ func (c *conversion) product(n *graph.Node, s *element) error {
 			return refuse(CodeInvalid, "a ProductSection of %q has the property %q twice (DSP0243 9.5.1)", n.Name, key)
 		}
 		whole[key] = true
-		if t := p.attr("type"); t != "" && !slices.Contains(propertyTypes, strings.ToLower(t)) {
+		if t := p.attr("type"); !slices.Contains(propertyTypes, strings.ToLower(t)) {
 			return refuse(CodeInvalid, "property %q of %q has the type %q, which DSP0243 9.5.1 does not have", key, n.Name, t)
 		}
 		value := p.attr("value")
@@ -288,7 +295,7 @@ func (c *conversion) product(n *graph.Node, s *element) error {
 
 // propertyTypes are those of DSP0243 9.5.1 table 6, and what VMware's tools add.
 var propertyTypes = []string{"uint8", "sint8", "uint16", "sint16", "uint32", "sint32", "uint64", "sint64", "string", "boolean",
-	"real32", "real64", "int", "ip", "password", "expression"}
+	"real32", "real64", "real", "int", "ip", "password", "expression"}
 
 // startup reads start order, delays and actions (DSP0243 9.8): what starts later depends on all that start with the
 // order before it. Order 0 means at any time.
@@ -369,6 +376,9 @@ func (c *conversion) attach(at int, disk virtualDisk) error {
 	if c.diskless && disk.file != "" {
 		c.find(FoundDiskAbsent, "nodes/"+n.ID, "disk %q (%s) is left out, as asked", disk.id, ref.href)
 		return nil
+	}
+	if disk.parent != "" {
+		return refuse(CodeParentDisk, "disk %q holds only the changes over disk %q: flatten it before it is exported, or import without disks", disk.id, disk.parent)
 	}
 	taken, err := itemNames(n)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,7 @@ type fileRef struct {
 	id, href    string
 	size        int64 // in the package; -1 when the descriptor does not say
 	compression string
+	outside     error // why it cannot be a file of this package; it matters when the file is wanted
 	chunk       int64 // the file is in parts of that many bytes, "<href>.000000000" and on; 0 when it is one
 }
 
@@ -32,7 +34,7 @@ type virtualDisk struct {
 // Virtual systems are read from content when the graph is made.
 type descriptor struct {
 	envelope      *element
-	content       *element // VirtualSystem or VirtualSystemCollection
+	content       *element           // VirtualSystem or VirtualSystemCollection
 	files         map[string]fileRef // by id
 	order         []string           // their ids, as listed
 	disks         []virtualDisk
@@ -88,6 +90,10 @@ func readDescriptor(data []byte) (*descriptor, error) {
 // section sorts one child of the envelope.
 func (d *descriptor) section(c *element) error {
 	switch kind := c.kind(); {
+	case kind == "Strings": // its namespace is not always declared
+		for _, m := range c.all("Msg") {
+			d.messages[m.attr("msgid")] = strings.TrimSpace(m.text)
+		}
 	case !c.standard():
 		return d.unknown(c, "envelope")
 	case kind == "VirtualSystem" || kind == "VirtualSystemCollection":
@@ -108,11 +114,10 @@ func (d *descriptor) section(c *element) error {
 				d.configuration = o.attr("id")
 			}
 		}
-	case kind == "Strings":
-		for _, m := range c.all("Msg") {
-			d.messages[m.attr("msgid")] = strings.TrimSpace(m.text)
-		}
-	case kind == "References" || kind == "DiskSection":
+	case kind == "References" || kind == "DiskSection" || kind == "SharedDiskSection" || kind == "PlacementGroupSection" || kind == "EnvironmentFilesSection":
+	case d.envelope.space == space09 && (kind == "EulaSection" || kind == "ProductSection" || kind == "AnnotationSection"):
+	case slices.Contains(applied, kind):
+		return misplaced(c, "the envelope")
 	default:
 		return d.unknown(c, "envelope")
 	}
@@ -156,6 +161,11 @@ func (d *descriptor) unknown(e *element, path string) error {
 		"or set ovf:required=\"false\" on it if the machines work without", path, e.kind(), e.space)
 }
 
+// misplaced refuses a section of the standard that stands where the standard does not have it (DSP0243 9, table 4).
+func misplaced(e *element, place string) error {
+	return refuse(CodeInvalid, "%s holds a %s, which has no meaning there (DSP0243 9)", place, e.kind())
+}
+
 func isTrue(s string) bool { return strings.EqualFold(s, "true") || s == "1" }
 
 // readFiles reads References (DSP0243 7.1).
@@ -174,15 +184,15 @@ func (d *descriptor) readFiles() error {
 		}
 		var err error
 		if f.size, err = number(e, "size", -1); err != nil {
-			return err
+			f.outside = err
 		}
 		if f.chunk, err = number(e, "chunkSize", 0); err != nil {
 			return err
 		}
-		if !f.remote() {
-			if f.href, err = localName(f.href); err != nil {
-				return err
-			}
+		if name, err := localName(f.href); err == nil {
+			f.href = name
+		} else if !f.remote() {
+			f.outside = err
 		}
 		if c := f.compression; c != "" && c != "identity" && c != "gzip" {
 			return refuse(CodeCompression, "file %q is compressed by %q: unpack it, or use gzip", f.href, c)
@@ -232,8 +242,6 @@ func (d *descriptor) readDisks() error {
 				return refuse(CodeInvalid, "a Disk needs a diskId (DSP0243 9.1)")
 			case twice:
 				return refuse(CodeInvalid, "two disks have the diskId %q (DSP0243 9.1)", disk.id)
-			case disk.parent != "":
-				return refuse(CodeParentDisk, "disk %q holds only the changes over disk %q: flatten it before it is exported", disk.id, disk.parent)
 			}
 			if _, ok := d.files[disk.file]; disk.file != "" && !ok {
 				return refuse(CodeInvalid, "disk %q is in file %q, which References does not have (DSP0243 9.1)", disk.id, disk.file)

@@ -1,7 +1,6 @@
 package ovf
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"slices"
 
@@ -35,25 +34,20 @@ func (p *Package) restore(d *descriptor) error {
 		d.find(FoundExtrasStale, "envelope/"+sectionExtras, "the descriptor was changed after it was exported: what it says now counts, what OVF has no words for is lost")
 		return nil
 	}
-	data, err := base64.StdEncoding.DecodeString(section.value("Graph"))
 	var x extras
-	if err == nil {
-		err = json.Unmarshal(data, &x)
-	}
-	if err != nil {
+	if err := json.Unmarshal([]byte(section.value("Graph")), &x); err != nil {
 		return refuseFor(err, CodeInvalid, "the section %s cannot be read: remove it to import without it", sectionExtras)
 	}
 	if wrong := x.Graph.Validate(); len(wrong) > 0 {
 		return refuse(CodeInvalid, "the section %s holds a graph that is wrong: %s: %s", sectionExtras, wrong[0].Path, wrong[0].Text)
 	}
+	idOf := map[string]string{}
+	for id, name := range x.Disks {
+		idOf[name] = id
+	}
 	var restored []Disk
 	for _, ref := range x.Graph.Disks() {
-		id := ""
-		for diskID, name := range x.Disks {
-			if name == ref.Name() {
-				id = diskID
-			}
-		}
+		id := idOf[ref.Name()]
 		at, ok := d.diskN[id]
 		if !ok || d.disks[at].capacity != ref.Size {
 			return refuse(CodeInvalid, "the section %s has a disk %q of %d bytes that the DiskSection does not have", sectionExtras, ref.Name(), ref.Size)

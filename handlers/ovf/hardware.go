@@ -34,6 +34,8 @@ const (
 	maxMemory = 64 << 40 // bytes
 )
 
+const spaceCIM = "http://schemas.dmtf.org/wbem/wscim/1/"
+
 // chooseHardware takes one of several alternative sections (DSP0243 8.1): the first of a family that is virtual
 // hardware everywhere, else the first.
 func chooseHardware(sections []*element) *element {
@@ -78,6 +80,9 @@ func (c *conversion) hardware(at int, section *element) error {
 	for _, it := range items {
 		switch it.kind {
 		case cimProcessor, cimMemory:
+			if it.first("VirtualQuantity") == nil {
+				continue // a reservation or a limit
+			}
 			q, err := quantity(it)
 			if err != nil {
 				return refuseFor(err, CodeInvalid, "machine %q", n.Name)
@@ -133,6 +138,11 @@ func (c *conversion) items(n *graph.Node, section *element) ([]item, error) {
 		configurations := strings.Fields(e.attr("configuration"))
 		if bound := e.attr("bound"); bound == "min" || bound == "max" || len(configurations) > 0 && !slices.Contains(configurations, c.configuration) {
 			continue
+		}
+		for _, child := range e.children {
+			if !strings.HasPrefix(child.space, spaceCIM) && isTrue(child.attr("required")) {
+				return nil, refuse(CodeHardwareRequired, "a device of machine %q needs %q of %q to be understood, and it is not known here", n.Name, child.name, child.space)
+			}
 		}
 		it := item{element: e, required: !strings.EqualFold(e.attr("required"), "false")}
 		var err error

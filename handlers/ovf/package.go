@@ -324,6 +324,8 @@ func (p *Package) inventory(d *descriptor, name, base string) (files []string, t
 			continue
 		case f.remote():
 			return nil, 0, refuse(CodeHref, "file %q is somewhere else and is not fetched: put it beside the descriptor, or import without disks", f.href)
+		case f.outside != nil:
+			return nil, 0, f.outside
 		}
 		parts, err := p.parts(f)
 		if err != nil {

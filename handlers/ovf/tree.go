@@ -25,30 +25,32 @@ type element struct {
 const (
 	maxDepth    = 64
 	maxElements = 200_000
-	maxToken    = 2 << 20 // one tag with its attributes, one text
+	maxSigns    = 200_000 // of equality in one token
 )
 
-// errTokenTooLong ends the reading of a token that would need too much memory.
-var errTokenTooLong = errors.New("a tag or text of more than 2 MiB")
+// errTooManySigns ends the reading of a tag that would need too much memory.
+var errTooManySigns = errors.New("a tag with too many attributes")
 
-// tokenReader feeds the XML decoder byte by byte, which makes it read no further than it needs to, and so bounds what
-// one token may hold: all attributes of a tag come as one.
+// tokenReader feeds the XML decoder byte by byte, which makes it read no further than it needs to. It counts the signs
+// that stand in every attribute, because the decoder gives all attributes of a tag at once, however many they are.
 type tokenReader struct {
-	data []byte
-	at   int
-	left int
+	data  []byte
+	at    int
+	signs int // so far in this token
 }
 
 func (r *tokenReader) ReadByte() (byte, error) {
 	if r.at == len(r.data) {
 		return 0, io.EOF
 	}
-	if r.left == 0 {
-		return 0, errTokenTooLong
+	b := r.data[r.at]
+	if b == '=' {
+		if r.signs++; r.signs > maxSigns {
+			return 0, errTooManySigns
+		}
 	}
-	r.left--
 	r.at++
-	return r.data[r.at-1], nil
+	return b, nil
 }
 
 func (r *tokenReader) Read(p []byte) (int, error) {
@@ -83,12 +85,12 @@ func parseXML(data []byte) (*element, error) {
 	var texts [][]byte // of the elements in path: joined once, at their end
 	count := 0
 	for {
-		in.left = maxToken
+		in.signs = 0
 		token, err := decoder.Token()
 		switch {
 		case errors.Is(err, io.EOF) && root != nil && len(path) == 0:
 			return root, nil
-		case errors.Is(err, errTokenTooLong):
+		case errors.Is(err, errTooManySigns):
 			return nil, refuseFor(err, CodeDescriptorSize, "the descriptor cannot be read")
 		case err != nil:
 			return nil, refuseFor(err, CodeXML, "the descriptor is not well-formed XML")
