@@ -47,6 +47,7 @@ require (
 	github.com/prometheus/procfs v0.17.0
 	github.com/rogpeppe/go-internal v1.11.0
 	github.com/sony/gobreaker v1.0.0
+	github.com/vmware/govmomi v0.55.0
 	golang.org/x/crypto v0.58.0
 	golang.org/x/exp v0.0.0-20231110203233-9a3e6036ecaa
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678
@@ -59,5 +60,3 @@ require (
 	google.golang.org/protobuf v1.36.8
 	honnef.co/go/tools v0.8.2
 )
-
-require github.com/vmware/govmomi v0.55.0 // indirect
