@@ -63,11 +63,9 @@ func (e *element) render(b *bytes.Buffer, indent string) {
 	}
 }
 
-// escape writes text so that it is read as it was; a buffer takes everything.
+// escape writes text so that it is read as it was.
 func escape(b *bytes.Buffer, s string) {
-	if err := xml.EscapeText(b, []byte(s)); err != nil {
-		panic(err) // bytes.Buffer does not fail
-	}
+	_ = xml.EscapeText(b, []byte(s)) // fails only as its writer does, and a buffer never does
 }
 
 // description makes a descriptor of a graph.
@@ -84,7 +82,7 @@ type description struct {
 func describe(g graph.Graph, files []outFile, options WriteOptions) ([]byte, error) {
 	d := &description{graph: g, options: options, network: map[string]string{}, diskID: map[string]string{}, inside: map[string][]*graph.Node{}, bases: map[string]bool{}}
 	references, diskSection := el("ovf:References"), sectionOf("ovf:DiskSection", "The disks of the package")
-	extra := extras{Graph: g, Disks: map[string]string{}}
+	extra := extras{Graph: withoutDigests(g), Disks: map[string]string{}}
 	for i, ref := range g.Disks() {
 		file, disk := fmt.Sprintf("file%d", i+1), fmt.Sprintf("vmdisk%d", i+1)
 		d.diskID[ref.Name()], extra.Disks[disk] = disk, ref.Name()
@@ -119,6 +117,18 @@ func describe(g graph.Graph, files []outFile, options WriteOptions) ([]byte, err
 	root.add(sectionOf("tombolo:"+sectionExtras, "The resource graph as Tombolo has it", "ovf:required", "false",
 		"tombolo:rest", rest.digest(isExtras)).add(el("tombolo:Graph").say(string(text))))
 	return envelope(root, content), nil
+}
+
+// withoutDigests leaves out where disks are stored, which means nothing elsewhere.
+func withoutDigests(g graph.Graph) graph.Graph {
+	out := graph.Graph{Nodes: slices.Clone(g.Nodes), Edges: g.Edges}
+	for i := range out.Nodes {
+		out.Nodes[i].Items = slices.Clone(out.Nodes[i].Items)
+		for j := range out.Nodes[i].Items {
+			out.Nodes[i].Items[j].Digest = ""
+		}
+	}
+	return out
 }
 
 func envelope(root, content *element) []byte {
@@ -205,14 +215,13 @@ func (d *description) system(n *graph.Node) *element {
 }
 
 func (d *description) collection(id, name string, n *graph.Node, children []*graph.Node) *element {
-	e := sectionOf("ovf:VirtualSystemCollection", "A group of virtual machines", "ovf:id", id)
+	e := sectionOf("ovf:VirtualSystemCollection", "A group of virtual machines", "ovf:id", id).add(el("ovf:Name").say(name))
 	if n != nil {
 		d.about(e, n)
 	}
 	if startup := d.startup(children); startup != nil {
 		e.add(startup)
 	}
-	e.add(el("ovf:Name").say(name))
 	for _, c := range children {
 		e.add(d.system(c))
 	}
