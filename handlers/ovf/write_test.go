@@ -113,6 +113,18 @@ func signerOf(t testing.TB, key crypto.Signer) []*x509.Certificate {
 	return []*x509.Certificate{c}
 }
 
+// certPoolOf makes a pool that holds a stranger.
+func certPoolOf(t testing.TB) *x509.CertPool {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(signerOf(t, key)[0])
+	return pool
+}
+
 func keys(t testing.TB) map[string]crypto.Signer {
 	t.Helper()
 	r, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -411,5 +423,30 @@ func TestLargeFilesInArchive(t *testing.T) {
 	small := tarHeader("small.vmdk", 1<<30)
 	if h.Format.String() != "GNU" || small.Format.String() != "USTAR" {
 		t.Errorf("%v and %v", h.Format, small.Format)
+	}
+}
+
+// virt-v2v, which moves machines to KVM, finds the machine, its disks and its networks in an archive of ours.
+func TestVirtV2VReadsTheArchive(t *testing.T) {
+	if _, err := exec.LookPath("virt-v2v"); err != nil {
+		t.Skip("virt-v2v is not installed (Debian package virt-v2v)")
+	}
+	var g graph.Graph
+	for _, n := range sample().Nodes {
+		if n.ID == "front" || n.ID == "back" || n.ID == "web" {
+			g.Nodes = append(g.Nodes, n)
+		}
+	}
+	sources, _ := rawFiles(t, g)
+	ova := filepath.Join(t.TempDir(), "web.ova")
+	if err := Write(context.Background(), ova, g, sources, WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	out := run(t, "virt-v2v", "-i", "ova", ova, "-o", "null", "--print-source")
+	for _, want := range []string{"source name: Web server", "memory: 2147483648 (bytes)", "nr vCPUs: 2", "firmware: uefi", "0 [scsi]", "1 [scsi]",
+		`Bridge "Front <&> network" [e1000]`, `Bridge "Back" [e1000]`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("virt-v2v does not find %q:\n%s", want, out)
+		}
 	}
 }
