@@ -16,6 +16,7 @@ const compactAbove = 4 << 20
 // layer is one writable overlay: bytes in a sparse file, and the log that says which of them count.
 type layer struct {
 	fs     filesystem
+	number int
 	prefix string // of its two files
 	data   file
 	states blockMap
@@ -39,7 +40,7 @@ func layerPrefix(dir string, number int) string {
 
 // createLayer makes the files of an empty layer; the caller syncs the folder. An empty log is a whole one.
 func createLayer(fsys filesystem, dir string, number int, size int64) (l *layer, err error) {
-	l = &layer{fs: fsys, prefix: layerPrefix(dir, number), states: newBlockMap(size)}
+	l = &layer{fs: fsys, number: number, prefix: layerPrefix(dir, number), states: newBlockMap(size)}
 	if l.boot, err = fsys.boot(); err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func createLayer(fsys filesystem, dir string, number int, size int64) (l *layer,
 
 // openLayer opens a layer as its log tells it. Errors: volume-damaged, volume-format-unknown, io-failed.
 func openLayer(fsys filesystem, dir string, number int, size int64) (_ *layer, err error) {
-	l := &layer{fs: fsys, prefix: layerPrefix(dir, number), states: newBlockMap(size)}
+	l := &layer{fs: fsys, number: number, prefix: layerPrefix(dir, number), states: newBlockMap(size)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.close())

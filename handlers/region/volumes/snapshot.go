@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 )
@@ -85,7 +84,7 @@ func (v *Volume) prepareTop() (*layer, error) {
 		return nil, ioError(err, "make a layer in %s", v.dir)
 	}
 	m := v.meta
-	m.Layers = append([]int{number}, m.Layers...)
+	m.Layers = append([]int{number}, v.numbers()...)
 	if err := v.describe(m); err != nil {
 		// Nobody knows what the disk describes now. The files stay, so that either is whole; tidy removes them.
 		return nil, errors.Join(err, l.close())
@@ -98,11 +97,19 @@ func (v *Volume) dropTop(l *layer) error {
 	v.flushing.Lock()
 	defer v.flushing.Unlock()
 	m := v.meta
-	m.Layers = m.Layers[1:]
+	m.Layers = v.numbers()
 	if err := v.describe(m); err != nil {
 		return errors.Join(err, l.close())
 	}
 	return l.remove()
+}
+
+// numbers are those of the layers in use; the caller holds saving.
+func (v *Volume) numbers() (n []int) {
+	for _, l := range v.layers {
+		n = append(n, l.number)
+	}
+	return n
 }
 
 // describe writes the description; the caller holds flushing.
@@ -141,9 +148,7 @@ func (v *Volume) fold(ctx context.Context) error {
 	if err := v.sync(v.layers); err != nil {
 		return err
 	}
-	m := v.meta
-	m.Layers = []int{m.Layers[len(m.Layers)-2]}
-	return v.settle(m, v.base)
+	return v.settle(v.meta.Base, v.base)
 }
 
 // foldRun copies what the top does not tell of.
@@ -173,7 +178,9 @@ func (v *Volume) foldRun(top, frozen *layer, s span, buf []byte) error {
 }
 
 // settle makes the top the only layer, over a base with which the volume reads the same. The caller holds saving and flushing.
-func (v *Volume) settle(m meta, base *chunks.Disk) error {
+func (v *Volume) settle(d chunks.Digest, base *chunks.Disk) error {
+	m := v.meta
+	m.Base, m.Layers = d, v.numbers()[:1]
 	if err := v.describe(m); err != nil {
 		return err
 	}
@@ -271,9 +278,7 @@ func (p *part) rebase(ctx context.Context) error {
 	}
 	v.flushing.Lock()
 	defer v.flushing.Unlock()
-	m := v.meta
-	m.Base, m.Layers = p.result.Digest, slices.Clone(m.Layers[:1])
-	err = v.settle(m, base)
+	err = v.settle(p.result.Digest, base)
 	p.rebased = v.base == base
 	if !p.rebased {
 		err = errors.Join(err, base.Close())
