@@ -27,7 +27,8 @@ type layer struct {
 	mu        sync.Mutex // one change of the states, and thus of the log, at a time
 	log       file
 	end       int64 // of the log
-	committed int64 // up to here a commit tells of the log
+	told      int64 // end of the last record that tells of blocks
+	committed int64 // up to here commits tell of the log
 	compacted int64 // the log's length when it was last written anew
 	boot      bootID
 	torn      bool // bytes may lie behind end
@@ -82,7 +83,7 @@ func openLayer(fsys filesystem, dir string, number int, size int64) (_ *layer, e
 	if err != nil {
 		return nil, err
 	}
-	l.end, l.committed, l.compacted, l.torn = r.end, r.committed, r.end, r.end < n
+	l.end, l.told, l.committed, l.compacted, l.torn = r.end, r.told, r.committed, r.end, r.end < n
 	// What an earlier process was answered may be in the page cache only, so the first flush has to sync it.
 	l.changes.Store(1)
 	if r.stale {
@@ -151,6 +152,9 @@ func (l *layer) append(k kind, payload []byte) error {
 		return err
 	}
 	l.end += int64(len(b))
+	if k == kindBlocks {
+		l.told = l.end
+	}
 	return nil
 }
 
@@ -161,7 +165,7 @@ func (l *layer) sync() error {
 		return nil
 	}
 	l.mu.Lock()
-	upto := l.end
+	upto := l.told
 	l.mu.Unlock()
 	if err := l.data.Sync(); err != nil {
 		return err
@@ -204,7 +208,7 @@ func (l *layer) commit(upto int64) error {
 	if err := l.log.Sync(); err != nil {
 		return err
 	}
-	l.committed = l.end
+	l.committed = upto
 	return nil
 }
 
@@ -231,7 +235,8 @@ func (l *layer) rewrite() (err error) {
 		return wrap(IOFailed, err, "write %s.log anew", l.prefix)
 	}
 	old := l.log
-	l.log, l.end, l.committed, l.compacted, l.torn = f, int64(len(b)), int64(len(b)), int64(len(b)), false
+	n := int64(len(b))
+	l.log, l.end, l.told, l.committed, l.compacted, l.torn = f, n, n, n, n, false
 	return old.Close()
 }
 

@@ -116,6 +116,7 @@ func readSpans(payload []byte, m *blockMap) bool {
 // replayed is what a log says.
 type replayed struct {
 	end       int64 // of the whole records
+	told      int64 // end of the last record of blocks
 	committed int64 // what the last commit tells to be durable
 	stale     bool  // records were dropped, or another boot wrote the log: it has to be written anew
 	blank     bool  // the log holds nothing
@@ -144,6 +145,7 @@ func replay(log []byte, boot bootID, m *blockMap) (r replayed, err error) {
 			copy(wrote[:], payload[1:])
 		case kindBlocks:
 			told = append(told, blocksAt{next, payload})
+			r.told = next
 		case kindCommit:
 			if len(payload) != 8 {
 				return r, errorf(VolumeDamaged, "commit of %d bytes at %d", len(payload), r.end)
