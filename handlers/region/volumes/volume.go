@@ -68,7 +68,7 @@ func create(fsys filesystem, dir string, base chunks.Digest, size int64) error {
 	old, err := readMeta(fsys, dir)
 	switch {
 	case err == nil && old.Base == base && old.Size == size:
-		return nil
+		return ioError(fsys.syncDir(dir), "sync %s", dir)
 	case err == nil:
 		return errorf(VolumeExists, "%s holds a volume of %d bytes over %q", dir, old.Size, old.Base)
 	case CodeOf(err) != VolumeMissing:
@@ -118,6 +118,11 @@ func open(ctx context.Context, fsys filesystem, dir string, cache *chunks.Cache)
 		return nil, err
 	}
 	v.size = v.meta.Size
+	// A process that was killed may have renamed a file and not come to sync the folder; what is flushed from now on must
+	// not be lost with the old name.
+	if err := fsys.syncDir(dir); err != nil {
+		return nil, wrap(IOFailed, err, "sync %s", dir)
+	}
 	if v.next, err = tidy(fsys, dir, v.meta); err != nil {
 		return nil, err
 	}
