@@ -26,7 +26,8 @@ func TestEveryEventIsFolded(t *testing.T) {
 	for _, d := range events.NewRegistry().Definitions() {
 		byKind[d.Kind] = append(byKind[d.Kind], d)
 	}
-	for _, kind := range []events.Kind{events.KindPool, events.KindName, events.KindNumber, events.KindRegion, events.KindAccount} {
+	for _, kind := range []events.Kind{events.KindPool, events.KindName, events.KindNumber, events.KindRegion, events.KindAccount,
+		events.KindTemplate, events.KindInstance, events.KindWork, events.KindEnvironment, events.KindOperation} {
 		if _, err := os.Stat(string(kind)); err != nil {
 			t.Errorf("the kind %s has no package: %v", kind, err)
 		}

@@ -40,6 +40,7 @@ func all() []Definition {
 		define[VersionSaved](KindTemplate),
 		define[ReplacementStaged](KindTemplate),
 		define[ReplacementQueued](KindTemplate),
+		define[ReplacementUnqueued](KindTemplate),
 		define[VersionActivated](KindTemplate),
 		define[VersionAbandoned](KindTemplate),
 		define[VersionRetired](KindTemplate),

@@ -90,6 +90,16 @@ type ReplacementQueued struct {
 // EventType is the wire name.
 func (ReplacementQueued) EventType() Type { return "template.replacement-queued" }
 
+// ReplacementUnqueued: one that waited in the queue will not be staged.
+type ReplacementUnqueued struct {
+	inTemplate
+	Operation OperationID `json:"operation"`
+	Cause     Cause       `json:"cause"`
+}
+
+// EventType is the wire name.
+func (ReplacementUnqueued) EventType() Type { return "template.replacement-unqueued" }
+
 // VersionActivated: from here on the reference means this version, in every region.
 type VersionActivated struct {
 	inTemplate

@@ -279,10 +279,10 @@ func (Catalogue) template(w *Batch, r events.Record, fact events.TemplateEvent) 
 		row := TemplateRow{Account: r.Aggregate.Account, Number: events.TemplateID(number), Name: e.Name, Display: e.Display,
 			Staged: 1, StagedBy: e.Operation, Latest: 1, Regions: slices.Sorted(slices.Values(e.Regions)), RegionsBy: evidence(r),
 			Keep: e.Keep, Operation: e.Operation, Created: at, Revision: r.Revision}
-		if err := templates.Put(w, row); err != nil {
+		if err := create(templates, w, r, row); err != nil {
 			return err
 		}
-		return versions.Put(w, VersionRow{Account: row.Account, Template: row.Number, Version: 1, State: VersionSaving,
+		return create(versions, w, r, VersionRow{Account: row.Account, Template: row.Number, Version: 1, State: VersionSaving,
 			Source: e.Source, Operation: e.Operation, Created: at})
 	}
 	version := func(n int, edit func(*VersionRow)) error { return versions.Change(w, edit, versionKey(number, n)...) }
@@ -362,7 +362,7 @@ func (t *TemplateRow) unstage(version int) {
 func (Catalogue) instance(w *Batch, r events.Record, fact events.InstanceEvent) error {
 	switch e := fact.(type) {
 	case events.CopyWanted:
-		return instances.Put(w, InstanceRow{ID: events.InstanceID(r.Aggregate.ID), Account: r.Aggregate.Account, Region: r.Aggregate.Region,
+		return create(instances, w, r, InstanceRow{ID: events.InstanceID(r.Aggregate.ID), Account: r.Aggregate.Account, Region: r.Aggregate.Region,
 			Template: e.Template, Version: e.Version, Manifest: e.Manifest, Bytes: e.Bytes, Wanted: !e.Cached, WantedBy: evidence(r),
 			Cached: e.Cached, Inherits: e.Inherits, Attempt: 1, Operation: e.Operation, Created: stored(r), Revision: r.Revision})
 	case events.ResourcesMapped:
@@ -445,7 +445,7 @@ func (Catalogue) work(w *Batch, r events.Record, fact events.WorkEvent) error {
 		if e.Kind != events.WorkCopy || e.Order.Instance == "" {
 			return nil
 		}
-		return copies.Put(w, copyRow{events.WorkID(r.Aggregate.ID), e.Order.Instance})
+		return create(copies, w, r, copyRow{events.WorkID(r.Aggregate.ID), e.Order.Instance})
 	case events.WorkStarted:
 		observed = true
 	case events.WorkFailed, events.WorkUndone, events.WorkWrittenOff:

@@ -41,6 +41,9 @@ type NotFoundError struct {
 
 func (e *NotFoundError) Error() string { return e.Detail }
 
+// ErrorCode is the failure's code.
+func (e *NotFoundError) ErrorCode() Code { return e.Code }
+
 // AmbiguousError (CodeReferenceAmbiguous) says that a reference may mean several
 // templates; the asker has to choose.
 type AmbiguousError struct {
@@ -55,6 +58,9 @@ func (e *AmbiguousError) Error() string {
 	}
 	return fmt.Sprintf("%q may mean %s", e.Reference, strings.Join(list, " or "))
 }
+
+// ErrorCode is CodeReferenceAmbiguous.
+func (e *AmbiguousError) ErrorCode() Code { return CodeReferenceAmbiguous }
 
 func unknownTemplate(ref string) error {
 	return &NotFoundError{Code: CodeTemplateUnknown, Reference: ref, Detail: fmt.Sprintf("there is no template %q", ref)}

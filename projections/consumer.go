@@ -107,3 +107,21 @@ func (c *Consumer) View() (*View, error) {
 	s := served{space: c.target.space, tables: c.target.tables}
 	return &View{snapshot: snapshot, position: record.Position, spaces: map[string]viewSpace{c.target.name: {served: s}}}, nil
 }
+
+// Amend stores rows that change without an event: somebody decided about them by
+// hand. The position stays.
+func (c *Consumer) Amend(write func(*Batch) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := newTxn(c.store.db)
+	if err := c.fill(t, c.position, write); err != nil {
+		if e := t.discard(); e != nil {
+			return fmt.Errorf("%w (and the batch was not closed: %v)", err, e)
+		}
+		return err
+	}
+	if err := t.commit(); err != nil {
+		return fmt.Errorf("amend rows of %s at position %d: %w", c.target.name, c.position, err)
+	}
+	return nil
+}

@@ -38,7 +38,7 @@ func TestEngine(t *testing.T) {
 			defer v.Close()
 			switch d.Cmd {
 			case "get":
-				row, ok, err := thingRows.Get(v, parts(d.Input)...)
+				row, ok, err := thingRows.Get(v, keyParts(d.Input)...)
 				must(t, err)
 				if !ok {
 					return "none\n"
@@ -51,7 +51,7 @@ func TestEngine(t *testing.T) {
 					case "by":
 						q.By = map[string]*Index[thing]{"tag": byTag, "value": byValue}[a.Vals[0]]
 					case "prefix":
-						q.Prefix = parts(a.Vals[0])
+						q.Prefix = keyParts(a.Vals[0])
 					case "limit":
 						q.Limit, err = strconv.Atoi(a.Vals[0])
 						must(t, err)
@@ -114,7 +114,7 @@ func raw(t *testing.T, s *Store) string {
 }
 
 // parts reads "a/b"; an empty text is no part.
-func parts(s string) Key {
+func keyParts(s string) Key {
 	if s = strings.TrimSpace(s); s == "" {
 		return nil
 	}
@@ -132,7 +132,7 @@ func parseEdit(t *testing.T, text string) edited {
 		w := strings.Fields(line)
 		switch {
 		case len(w) >= 3 && w[0] == "put":
-			k := parts(w[1])
+			k := keyParts(w[1])
 			n, err := strconv.ParseUint(w[2], 10, 64)
 			must(t, err)
 			row := thing{Group: k[0], ID: k[1], Value: n}
@@ -141,7 +141,7 @@ func parseEdit(t *testing.T, text string) edited {
 			}
 			e.Put = append(e.Put, row)
 		case len(w) == 2 && w[0] == "delete":
-			e.Delete = append(e.Delete, parts(w[1]))
+			e.Delete = append(e.Delete, keyParts(w[1]))
 		case len(w) == 2 && w[0] == "clear":
 			e.Clear = w[1]
 		default:

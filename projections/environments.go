@@ -106,7 +106,7 @@ func (Environments) Apply(w *Batch, r events.Record) error {
 	id := events.EnvironmentID(r.Aggregate.ID)
 	switch e := fact.(type) {
 	case events.EnvironmentDeclared:
-		return environments.Put(w, EnvironmentRow{ID: id, Account: r.Aggregate.Account, Region: r.Aggregate.Region, Name: e.Name,
+		return create(environments, w, r, EnvironmentRow{ID: id, Account: r.Aggregate.Account, Region: r.Aggregate.Region, Name: e.Name,
 			Display: e.Display, State: EnvironmentDeclaring, Graph: e.Graph, Origin: e.Origin, Disks: e.Disks, Operation: e.Operation,
 			Declared: stored(r), Revision: r.Revision})
 	case events.EnvironmentMapped:

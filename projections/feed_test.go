@@ -342,7 +342,7 @@ func TestNewProjection(t *testing.T) {
 	must(t, s.Close())
 
 	s = openStore(t, "db", o) // and then the projection is taken out
-	f = feedOf(t, s, counts{})
+	feedOf(t, s, counts{})
 	if names, err := recordNames(s.db, metaProjection); err != nil || len(names) != 1 {
 		t.Errorf("the store still knows %v, %v", names, err)
 	}

@@ -45,12 +45,6 @@ func (s *stream) addRecord(r events.Record) uint64 {
 	return r.Sequence
 }
 
-func (s *stream) tip() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return uint64(len(s.records))
-}
-
 func (s *stream) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
 	for i := int(after); ; {
 		s.mu.Lock()

@@ -56,7 +56,9 @@ func TestRandomHistory(t *testing.T) {
 	for seed := range uint64(2) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			h, registry := newHistory(), events.NewRegistry()
-			w := newWorld(seed, func(a events.Aggregate, e events.Event, person bool) { h.add(record(t, registry, len(h.records), a, e, person)) })
+			w := newWorld(seed, func(a events.Aggregate, e events.Event, person bool) {
+				h.add(record(t, registry, len(h.records), a, e, person))
+			})
 			f := follow(t, h)
 			digests, answered, known := map[uint64]map[string]events.Digest{}, map[uint64]string{}, map[uint64]int{}
 			rng := rand.New(rand.NewPCG(seed, 1))

@@ -151,8 +151,8 @@ var (
 	})
 	operations = NewTable("operations", "operation", func(o OperationRow) Key { return Key{string(o.ID)} },
 		operationAccounts, operationTemplates)
-	parts    = NewTable("operations", "part", func(p PartRow) Key { return Key{string(p.Operation), p.ID} })
-	currents = NewTable("operations", "current", func(c currentRow) Key { return Key{c.ID} })
+	operationParts = NewTable("operations", "part", func(p PartRow) Key { return Key{string(p.Operation), p.ID} })
+	currents       = NewTable("operations", "current", func(c currentRow) Key { return Key{c.ID} })
 )
 
 // Name is "operations".
@@ -162,7 +162,7 @@ func (Operations) Name() string { return "operations" }
 func (Operations) Shape() int { return 1 }
 
 // Tables of operations.
-func (Operations) Tables() []Described { return []Described{operations, parts, currents} }
+func (Operations) Tables() []Described { return []Described{operations, operationParts, currents} }
 
 // Apply begins operations, and folds what happens to their parts.
 func (o Operations) Apply(w *Batch, r events.Record) error {
@@ -247,10 +247,10 @@ func join(w *Batch, r events.Record, p PartRow) error {
 	}
 	p.ID, p.Account, p.Region = r.Aggregate.ID, r.Aggregate.Account, r.Aggregate.Region
 	p.Sequence, p.Began, p.Since = r.Sequence, stored(r), stored(r)
-	if err := currents.Put(w, currentRow{p.ID, p.Operation}); err != nil {
+	if err := create(currents, w, r, currentRow{p.ID, p.Operation}); err != nil {
 		return err
 	}
-	return parts.Put(w, p)
+	return create(operationParts, w, r, p)
 }
 
 // change edits the part that the event's aggregate is just now.
@@ -259,7 +259,7 @@ func change(w *Batch, r events.Record, edit func(*PartRow)) error {
 	if err != nil || !ok {
 		return err
 	}
-	return parts.Change(w, func(p *PartRow) {
+	return operationParts.Change(w, func(p *PartRow) {
 		before := p.State
 		edit(p)
 		if p.State != before {
@@ -414,7 +414,7 @@ func (Operations) Operation(r Reader, id events.OperationID) (OperationRow, bool
 
 // Parts gives the parts of an operation, in the order in which they began.
 func (Operations) Parts(r Reader, id events.OperationID) ([]PartRow, error) {
-	out, err := gather(parts, r, Query[PartRow]{Prefix: Key{string(id)}})
+	out, err := gather(operationParts, r, Query[PartRow]{Prefix: Key{string(id)}})
 	slices.SortFunc(out, func(a, b PartRow) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	return out, err
 }

@@ -112,19 +112,44 @@ func (t *Table[R]) decode(value []byte) (row R, err error) {
 // Put stores a row, in place of the one with the same key. Storing what is
 // there already stores nothing.
 func (t *Table[R]) Put(w *Batch, row R) error {
-	value, err := json.Marshal(row)
+	value, err := t.encode(row)
 	if err != nil {
-		return fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+		return err
 	}
 	key := t.rowKey(t.key(row))
 	old, err := w.get(t.id, key)
 	if err != nil || bytes.Equal(old, value) {
 		return err
 	}
-	if err := t.reindex(w, key, old, &row); err != nil {
+	was, err := t.indexed(old)
+	if err != nil {
 		return err
 	}
-	return w.put(key, value)
+	return t.store(w, key, value, was, t.allEntries(&row))
+}
+
+// create stores the row that an event makes. That of an aggregate's first event
+// cannot be there yet, so nothing is read to find out; one that may be is Put.
+func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
+	if r.Revision != 1 {
+		return t.Put(w, row)
+	}
+	if err := w.check(t.id); err != nil {
+		return err
+	}
+	value, err := t.encode(row)
+	if err != nil {
+		return err
+	}
+	return t.store(w, t.rowKey(t.key(row)), value, t.allEntries(nil), t.allEntries(&row))
+}
+
+func (t *Table[R]) encode(row R) ([]byte, error) {
+	value, err := json.Marshal(row)
+	if err != nil {
+		return nil, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+	}
+	return value, nil
 }
 
 // Delete removes a row; removing what is not there does nothing.
@@ -134,66 +159,86 @@ func (t *Table[R]) Delete(w *Batch, key ...string) error {
 	if err != nil || old == nil {
 		return err
 	}
-	if err := t.reindex(w, k, old, nil); err != nil {
+	was, err := t.indexed(old)
+	if err != nil {
 		return err
 	}
-	return w.put(k, nil)
+	return t.store(w, k, nil, was, t.allEntries(nil))
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
 // edit changed that. CodeRowMissing if it is not there.
 func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
-	row, ok, err := t.Get(w, key...)
+	k := t.rowKey(key)
+	old, err := w.get(t.id, k)
 	if err != nil {
 		return err
 	}
-	if !ok {
+	if old == nil {
 		return fail(CodeRowMissing, nil, "table %s of %s has no row %q", t.id.name, t.id.projection, key)
 	}
+	row, err := t.decode(old)
+	if err != nil {
+		return err
+	}
+	was := t.allEntries(&row) // before edit, which may write to what the row refers to
 	edit(&row)
 	if !bytes.Equal(t.rowKey(t.key(row)), t.rowKey(key)) {
-		if err := t.Delete(w, key...); err != nil {
+		if err := t.store(w, k, nil, was, t.allEntries(nil)); err != nil {
 			return err
 		}
+		return t.Put(w, row)
 	}
-	return t.Put(w, row)
+	value, err := t.encode(row)
+	if err != nil || bytes.Equal(old, value) {
+		return err
+	}
+	return t.store(w, k, value, was, t.allEntries(&row))
 }
 
-// reindex brings the index entries of the row under key from old to row.
-func (t *Table[R]) reindex(w *Batch, key, old []byte, row *R) error {
-	if len(t.indexes) == 0 {
-		return nil
-	}
-	var before *R
-	if old != nil {
-		b, err := t.decode(old)
-		if err != nil {
+// store writes a row, or its deletion, and brings its index entries from was to is.
+func (t *Table[R]) store(w *Batch, key, value []byte, was, is [][][]byte) error {
+	for i, x := range t.indexes {
+		if err := w.check(t.indexID(x)); err != nil {
 			return err
 		}
-		before = &b
-	}
-	for _, x := range t.indexes {
-		id := t.indexID(x)
-		if err := w.check(id); err != nil {
-			return err
-		}
-		was, is := t.entries(x, before), t.entries(x, row)
-		for _, e := range was {
-			if !holds(is, e) {
+		for _, e := range was[i] {
+			if !holds(is[i], e) {
 				if err := w.put(e, nil); err != nil {
 					return err
 				}
 			}
 		}
-		for _, e := range is {
-			if !holds(was, e) {
+		for _, e := range is[i] {
+			if !holds(was[i], e) {
 				if err := w.put(e, key[headLen:]); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return nil
+	return w.put(key, value)
+}
+
+// indexed gives the entries of a row as it is stored; none of a nil one.
+func (t *Table[R]) indexed(stored []byte) ([][][]byte, error) {
+	if stored == nil || len(t.indexes) == 0 {
+		return t.allEntries(nil), nil
+	}
+	row, err := t.decode(stored)
+	if err != nil {
+		return nil, err
+	}
+	return t.allEntries(&row), nil
+}
+
+// allEntries gives a row's entries in every index, in the order of the indexes.
+func (t *Table[R]) allEntries(row *R) [][][]byte {
+	out := make([][][]byte, len(t.indexes))
+	for i, x := range t.indexes {
+		out[i] = t.entries(x, row)
+	}
+	return out
 }
 
 // entries gives the keys of a row's entries in an index, without heads.

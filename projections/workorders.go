@@ -101,10 +101,10 @@ func (WorkOrders) Apply(w *Batch, r events.Record) error {
 	}
 	if e, ok := fact.(events.WorkOrdered); ok {
 		id := events.WorkID(r.Aggregate.ID)
-		if err := orders.Put(w, OrderRow{id, e.Order}); err != nil {
+		if err := create(orders, w, r, OrderRow{id, e.Order}); err != nil {
 			return err
 		}
-		return works.Put(w, WorkRow{Work: id, Account: r.Aggregate.Account, Region: r.Aggregate.Region, Kind: e.Kind,
+		return create(works, w, r, WorkRow{Work: id, Account: r.Aggregate.Account, Region: r.Aggregate.Region, Kind: e.Kind,
 			Operation: e.Operation, State: WorkStateOrdered, Sequence: r.Sequence, Ordered: stored(r), Since: stored(r), Revision: r.Revision})
 	}
 	var unknown error

@@ -25,12 +25,13 @@ type world struct {
 }
 
 type worldTemplate struct {
-	id                     string
-	account                events.AccountID
-	stages                 []string // of version i+1
-	active, staged, queued int
-	regions                []events.RegionID
-	deleting, deleted      bool
+	id                string
+	account           events.AccountID
+	stages            []string // of version i+1
+	active, staged    int
+	queue             []events.ReplacementQueued
+	regions           []events.RegionID
+	deleting, deleted bool
 }
 
 type worldInstance struct {
@@ -177,7 +178,7 @@ func (w *world) template(t *worldTemplate) {
 		t.deleted = true
 	case n == 0:
 		w.emit(t.at(), events.TemplateDeletionAccepted{Operation: w.operation()}, true)
-		t.deleting, t.staged, t.queued = true, 0, 0
+		t.deleting, t.staged, t.queue = true, 0, nil
 	case n == 1:
 		w.emit(t.at(), events.ProtectionSet{Protected: w.rng.IntN(2) == 0}, true)
 	case n == 2:
@@ -204,8 +205,10 @@ func (w *world) template(t *worldTemplate) {
 		w.emit(t.at(), events.VersionAbandoned{Version: t.staged, Operation: "op-1", Cause: w.cause()}, false)
 		t.staged = 0
 	case stage != "" && t.active > 0:
-		t.queued++
-		w.emit(t.at(), events.ReplacementQueued{Source: source, Policy: policy, Deadline: w.until(), Operation: w.operation()}, true)
+		if len(t.queue) < 3 {
+			t.queue = append(t.queue, events.ReplacementQueued{Source: source, Policy: policy, Deadline: w.until(), Operation: w.operation()})
+			w.emit(t.at(), t.queue[len(t.queue)-1], true)
+		}
 	case old > 0 && n < 15 && t.active > 0:
 		w.emit(t.at(), events.VersionActivated{Version: old, Replaces: t.active, Rollback: true, Operation: w.operation()}, true)
 		t.stages[t.active-1], t.stages[old-1], t.active = "superseded", "active", old
@@ -214,8 +217,14 @@ func (w *world) template(t *worldTemplate) {
 		w.emit(t.at(), events.VersionRetired{Version: old}, false)
 	case stage == "" && t.active > 0:
 		t.stages = append(t.stages, "saving")
-		t.staged, t.queued = len(t.stages), max(0, t.queued-1)
-		w.emit(t.at(), events.ReplacementStaged{Version: t.staged, Source: source, Policy: policy, Deadline: w.until(), Operation: w.operation()}, true)
+		t.staged = len(t.stages)
+		q := events.ReplacementQueued{Source: source, Policy: policy, Deadline: w.until()}
+		if len(t.queue) > 0 {
+			q, t.queue = t.queue[0], t.queue[1:]
+		} else {
+			q.Operation = w.operation()
+		}
+		w.emit(t.at(), events.ReplacementStaged{Version: t.staged, Source: q.Source, Policy: q.Policy, Deadline: q.Deadline, Operation: q.Operation}, true)
 	}
 }
 

@@ -4,6 +4,7 @@ package environment
 
 import (
 	"slices"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -23,6 +24,7 @@ const (
 type State struct {
 	phase     phase
 	operation events.OperationID
+	until     time.Time
 	mapped    bool
 	power     map[string]string // by machine; "" is the one for all that were set last
 }
@@ -31,7 +33,7 @@ type State struct {
 func (s State) Fold(e events.EnvironmentEvent) State {
 	switch e := e.(type) {
 	case events.EnvironmentDeclared:
-		s.phase, s.operation = declared, e.Operation
+		s.phase, s.operation, s.until = declared, e.Operation, e.Until
 	case events.EnvironmentMapped:
 		s.mapped = true
 	case events.EnvironmentCreated:
@@ -144,10 +146,29 @@ type RecordFailed struct {
 
 // Decide records the failure of one that was being made.
 func (c RecordFailed) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
-	if s.phase != declared {
-		return nil, nil
+	switch s.phase {
+	case 0:
+		return nil, s.usable(c.Ref)
+	case declared:
+		return events.EnvironmentFailed{Cause: c.Cause}, nil
 	}
-	return events.EnvironmentFailed{Cause: c.Cause}, nil
+	return nil, nil
+}
+
+// Expire gives up an environment whose disks did not come in time.
+type Expire struct{ Ref }
+
+// Decide refuses not-due while there is time, and where there is no limit.
+func (c Expire) Decide(s State, f aggregates.Facts) (events.EnvironmentEvent, error) {
+	switch {
+	case s.phase == 0:
+		return nil, s.usable(c.Ref)
+	case s.phase != declared:
+		return nil, aggregates.Already("environment %s is not being made", c.Environment)
+	case s.until.IsZero() || f.Now.Before(s.until):
+		return nil, aggregates.Refuse("not-due", "environment %s has time", c.Environment)
+	}
+	return events.EnvironmentFailed{Cause: events.Cause{Code: "upload-expired", Text: "its disks did not come by " + s.until.Format(time.RFC3339), Next: "create it again"}}, nil
 }
 
 // SetPower declares the power state of one machine, or of all.
@@ -165,10 +186,24 @@ func (c SetPower) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, 
 	if !slices.Contains([]string{"running", "suspended", "stopped", "powered-off"}, c.Power) {
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-power", "%q is not a power state: running, suspended, stopped or powered-off", c.Power)
 	}
-	if p, ok := s.power[c.Machine]; ok && p == c.Power && (c.Machine != "" || len(s.power) == 1) {
+	if s.is(c.Machine, c.Power) {
 		return nil, aggregates.Already("it is %s", c.Power)
 	}
 	return events.PowerSet{Machine: c.Machine, Power: c.Power}, nil
+}
+
+// is tells whether the machine, or every one, was last declared to be so.
+func (s State) is(machine, power string) bool {
+	if machine != "" {
+		p, own := s.power[machine]
+		return own && p == power || !own && s.power[""] == power
+	}
+	for _, p := range s.power {
+		if p != power {
+			return false
+		}
+	}
+	return s.power[""] == power
 }
 
 // Delete takes the environment away.

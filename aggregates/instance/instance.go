@@ -5,6 +5,7 @@ package instance
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -15,6 +16,7 @@ type State struct {
 	manifest events.Digest // wanted; empty when it is not
 	verified events.Digest
 	mapped   bool
+	mapping  []events.Substitution
 	waiting  string // code of the cause
 	failed   bool
 	cached   bool
@@ -29,7 +31,7 @@ func (s State) Fold(e events.InstanceEvent) State {
 	case events.CopyWanted:
 		return State{manifest: e.Manifest, cached: e.Cached, attempts: s.attempts + 1}
 	case events.ResourcesMapped:
-		s.mapped, s.waiting = true, ""
+		s.mapped, s.mapping, s.waiting = true, e.Map, ""
 	case events.CopyWaiting:
 		s.waiting = e.Cause.Code
 	case events.CopyVerified:
@@ -45,7 +47,7 @@ func (s State) Fold(e events.InstanceEvent) State {
 	case events.RemovalWanted:
 		s.removing, s.manifest, s.verified = true, "", ""
 	case events.CopyRemoved:
-		s.removed, s.removing = true, false
+		return State{removed: true, attempts: s.attempts}
 	}
 	return s
 }
@@ -102,18 +104,40 @@ func (c Want) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) 
 	return c.CopyWanted, nil
 }
 
+// Demand asks the region to hold the version because an environment is to be
+// made from it there. It is Want, but says no where a copy cannot be waited for:
+// it is verified already, or it has stopped and needs somebody.
+type Demand struct {
+	Ref
+	events.CopyWanted
+}
+
+// Decide refuses copy-held where nothing is to be waited for, and copy-stopped
+// where waiting would not end by itself.
+func (c Demand) Decide(s State, f aggregates.Facts) (events.InstanceEvent, error) {
+	switch {
+	case s.manifest == c.Manifest && s.verified == c.Manifest:
+		return nil, aggregates.Refuse("copy-held", "%s has verified it", c.Region)
+	case s.manifest == c.Manifest && (s.failed || s.waiting != ""):
+		return nil, aggregates.Refuse("copy-stopped", "the copy in %s has failed or waits for something", c.Region).
+			WithNext("see to that copy first, then try again")
+	}
+	return Want{c.Ref, c.CopyWanted}.Decide(s, f)
+}
+
 // RecordMap fixes what stands in this region for each region-bound resource.
 type RecordMap struct {
 	Ref
 	Map []events.Substitution `json:"map"`
 }
 
-// Decide records the map once.
+// Decide records a map that differs: a version that takes the reference back has
+// leases of the version before it.
 func (c RecordMap) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
 	if err := s.wantedAt(c.Ref); err != nil {
 		return nil, err
 	}
-	if s.mapped {
+	if s.mapped && slices.Equal(s.mapping, c.Map) {
 		return nil, nil
 	}
 	return events.ResourcesMapped{Map: c.Map}, nil
@@ -204,6 +228,9 @@ type ReportDamaged struct {
 
 // Decide takes "verified" back.
 func (c ReportDamaged) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
+	if err := s.wantedAt(c.Ref); err != nil {
+		return nil, err
+	}
 	if s.verified == "" {
 		return nil, nil
 	}
@@ -218,8 +245,11 @@ type WantRemoval struct {
 
 // Decide asks once.
 func (c WantRemoval) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
-	if s.manifest == "" {
+	switch {
+	case s.removing || s.removed:
 		return nil, nil
+	case s.manifest == "":
+		return nil, s.wantedAt(c.Ref)
 	}
 	return events.RemovalWanted{Operation: c.Operation}, nil
 }

@@ -39,12 +39,12 @@ type Cancel struct {
 // Aggregate is the operation.
 func (c Cancel) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Operation) }
 
-// Decide accepts it while the operation goes on.
+// Decide accepts it while the operation goes on, or could after a retry.
 func (c Cancel) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error) {
 	switch {
 	case s.cancelled:
 		return nil, aggregates.Already("its cancellation was asked for before")
-	case s.outcome != "":
+	case s.outcome != "" && s.outcome != events.Partly && s.outcome != events.LeftBehind:
 		return nil, aggregates.Already("the operation has ended: %s", s.outcome)
 	}
 	return events.CancelAsked{}, nil
@@ -66,6 +66,9 @@ func (c Retry) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error
 		return nil, aggregates.Refuse("operation-cancelled", "operation %s was cancelled", c.Operation)
 	case s.outcome == events.Succeeded:
 		return nil, aggregates.Already("everything in it has succeeded")
+	case s.outcome == events.RolledBack || s.outcome == events.Cancelled:
+		return nil, aggregates.Refuse("operation-undone", "operation %s was undone: everything is as before it", c.Operation).
+			WithNext("send its command again, as a new one")
 	}
 	return events.RetryAsked{Region: c.Region, Attempt: s.attempts + 1}, nil
 }

@@ -27,6 +27,7 @@ type version struct {
 	operation events.OperationID
 	policy    events.SwitchPolicy
 	deadline  time.Time
+	left      int // superseded by which switch of the reference
 }
 
 // State is what decisions need to know of a template.
@@ -35,6 +36,7 @@ type State struct {
 	operation events.OperationID // that created it
 	versions  []version          // versions[i] is version i+1
 	active    int
+	switches  int // how often the reference has moved
 	staged    int
 	queue     []events.ReplacementQueued
 	regions   []events.RegionID
@@ -54,16 +56,18 @@ func (s State) Fold(e events.TemplateEvent) State {
 	case events.VersionSaved:
 		s.set(e.Version, saved)
 	case events.ReplacementStaged:
-		s.versions = append(slices.Clone(s.versions), version{saving, e.Operation, e.Policy, e.Deadline})
+		s.versions = append(slices.Clone(s.versions), version{stage: saving, operation: e.Operation, policy: e.Policy, deadline: e.Deadline})
 		s.staged = e.Version
-		if len(s.queue) > 0 && s.queue[0].Operation == e.Operation {
-			s.queue = s.queue[1:]
-		}
+		s.unqueue(e.Operation)
 	case events.ReplacementQueued:
 		s.queue = append(slices.Clone(s.queue), e)
+	case events.ReplacementUnqueued:
+		s.unqueue(e.Operation)
 	case events.VersionActivated:
+		s.switches++
 		if e.Replaces > 0 {
 			s.set(e.Replaces, superseded)
+			s.versions[e.Replaces-1].left = s.switches
 		}
 		s.set(e.Version, active)
 		s.active = e.Version
@@ -92,6 +96,10 @@ func (s State) Fold(e events.TemplateEvent) State {
 func (s *State) set(v int, to stage) {
 	s.versions = slices.Clone(s.versions)
 	s.versions[v-1].stage = to
+}
+
+func (s *State) unqueue(op events.OperationID) {
+	s.queue = slices.DeleteFunc(slices.Clone(s.queue), func(q events.ReplacementQueued) bool { return q.Operation == op })
 }
 
 func (s State) stage(v int) stage {
@@ -153,9 +161,21 @@ func (c Create) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error
 	case c.Keep < 0:
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-keep", "keep says how many superseded versions stay: 0 or more, not %d", c.Keep)
 	}
+	if err := checkRegions(append(slices.Clone(c.Regions), c.Source.Region)); err != nil {
+		return nil, err
+	}
 	regions := changed(c.Regions, []events.RegionID{c.Source.Region}, nil)
 	return events.TemplateCreated{Name: c.Name, Display: c.Display, Source: c.Source, Regions: regions,
 		Keep: c.Keep, Choices: c.Choices, Operation: c.Operation}, nil
+}
+
+func checkRegions(regions []events.RegionID) error {
+	for _, r := range regions {
+		if !events.IsToken(string(r)) {
+			return aggregates.RefuseAs(aggregates.Invalid, "bad-region", "%q is not a region's id", r)
+		}
+	}
+	return nil
 }
 
 // RecordSaved fixes a version's content.
@@ -237,8 +257,9 @@ type StageNext struct {
 // Aggregate is the template with the queue.
 func (c StageNext) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
 
-// Decide stages the first in the queue when nothing else is staged.
-func (c StageNext) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
+// Decide stages the first in the queue when nothing else is staged; one whose
+// deadline has passed meanwhile leaves the queue instead.
+func (c StageNext) Decide(s State, f aggregates.Facts) (events.TemplateEvent, error) {
 	if err := s.live(c.Template); err != nil {
 		return nil, err
 	}
@@ -246,8 +267,80 @@ func (c StageNext) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, er
 		return nil, nil
 	}
 	q := s.queue[0]
+	if overdue(q.Deadline, f.Now) {
+		return events.ReplacementUnqueued{Operation: q.Operation, Cause: deadlinePassed(q.Deadline)}, nil
+	}
 	return events.ReplacementStaged{Version: len(s.versions) + 1, Source: q.Source, Policy: q.Policy,
 		Deadline: q.Deadline, Choices: q.Choices, Operation: q.Operation}, nil
+}
+
+// Unqueue takes a replacement out of the queue that it waits in.
+type Unqueue struct {
+	Template  events.TemplateID  `json:"template"`
+	Operation events.OperationID `json:"operation"` // the replacement's
+	Cause     events.Cause       `json:"cause"`
+}
+
+// Aggregate is the template with the queue.
+func (c Unqueue) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
+
+// Decide takes it out; one that was staged meanwhile is Abandon's business.
+func (c Unqueue) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
+	if err := s.live(c.Template); err != nil {
+		return nil, err
+	}
+	for _, q := range s.queue {
+		if q.Operation == c.Operation {
+			return events.ReplacementUnqueued{Operation: c.Operation, Cause: c.Cause}, nil
+		}
+	}
+	return nil, aggregates.Already("no replacement of operation %s waits in the queue", c.Operation)
+}
+
+// Expire gives up a replacement, staged or queued, whose deadline has passed.
+type Expire struct {
+	Template  events.TemplateID  `json:"template"`
+	Operation events.OperationID `json:"operation"` // the replacement's
+}
+
+// Aggregate is the template to be replaced.
+func (c Expire) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
+
+// Decide refuses not-due before the deadline, and without one.
+func (c Expire) Decide(s State, f aggregates.Facts) (events.TemplateEvent, error) {
+	if err := s.live(c.Template); err != nil {
+		return nil, err
+	}
+	for _, q := range s.queue {
+		switch {
+		case q.Operation != c.Operation:
+		case !overdue(q.Deadline, f.Now):
+			return nil, notDue(q.Deadline)
+		default:
+			return events.ReplacementUnqueued{Operation: c.Operation, Cause: deadlinePassed(q.Deadline)}, nil
+		}
+	}
+	if s.staged == 0 || s.versions[s.staged-1].operation != c.Operation {
+		return nil, aggregates.Already("no replacement of operation %s is under way", c.Operation)
+	}
+	v := s.versions[s.staged-1]
+	if !overdue(v.deadline, f.Now) {
+		return nil, notDue(v.deadline)
+	}
+	return events.VersionAbandoned{Version: s.staged, Operation: c.Operation, Cause: deadlinePassed(v.deadline)}, nil
+}
+
+func overdue(deadline, now time.Time) bool { return !deadline.IsZero() && !now.Before(deadline) }
+
+func deadlinePassed(t time.Time) events.Cause {
+	return events.Cause{Code: "deadline-passed", Text: "it was not complete by " + t.Format(time.RFC3339), Next: "replace again, with a later deadline or another policy"}
+}
+
+func notDue(t time.Time) error {
+	if t.IsZero() {
+		return aggregates.Refuse("not-due", "it has no deadline")
+	}
+	return aggregates.Refuse("not-due", "it has time until %s", t.Format(time.RFC3339))
 }
 
 // Activate moves the reference to a version that enough regions have verified.
@@ -291,7 +384,8 @@ func (s State) missing(p events.SwitchPolicy, verified []events.RegionID) []even
 	}
 	have := len(s.regions) - len(missing)
 	switch {
-	case p.Kind == "quorum" && have >= p.Quorum, p.Kind == "available" && have >= 1:
+	case p.Kind == "quorum" && have >= min(p.Quorum, len(s.regions)), // regions may have left since
+		p.Kind == "available" && have >= 1:
 		return nil
 	}
 	return missing
@@ -308,8 +402,12 @@ type Abandon struct {
 // Aggregate is the version's template.
 func (c Abandon) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
 
-// Decide abandons a version that is not yet active.
+// Decide abandons a version that is not yet active. A deletion has abandoned it
+// with everything else.
 func (c Abandon) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
+	if s.deleting != "" {
+		return nil, aggregates.Already("template %s is deleted", c.Template)
+	}
 	switch s.stage(c.Version) {
 	case saving, saved:
 		return events.VersionAbandoned{Version: c.Version, Operation: c.Operation, Cause: c.Cause}, nil
@@ -355,18 +453,19 @@ type Retire struct {
 // Aggregate is the version's template.
 func (c Retire) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
 
-// Decide retires a superseded version when more than keep are there.
+// Decide retires a superseded version when more than keep are there: those that
+// the reference left last stay, whatever their numbers.
 func (c Retire) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
 	if s.stage(c.Version) != superseded {
 		return nil, nil
 	}
-	newer := 0
-	for _, v := range s.versions[c.Version:] {
-		if v.stage == superseded {
-			newer++
+	later := 0
+	for _, v := range s.versions {
+		if v.stage == superseded && v.left > s.versions[c.Version-1].left {
+			later++
 		}
 	}
-	if newer < s.keep {
+	if later < s.keep {
 		return nil, nil
 	}
 	return events.VersionRetired{Version: c.Version}, nil
@@ -391,6 +490,14 @@ func (c SetRegions) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, e
 	if err := s.live(c.Template); err != nil {
 		return nil, err
 	}
+	if err := checkRegions(append(slices.Clone(c.Add), c.Remove...)); err != nil {
+		return nil, err
+	}
+	for _, r := range c.Add {
+		if slices.Contains(c.Remove, r) {
+			return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-region", "%s is to be added and removed at once", r)
+		}
+	}
 	e := events.RegionsChanged{Choices: c.Choices, Operation: c.Operation}
 	for _, r := range c.Add {
 		if !slices.Contains(s.regions, r) && !slices.Contains(e.Add, r) {
@@ -398,7 +505,7 @@ func (c SetRegions) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, e
 		}
 	}
 	for _, r := range c.Remove {
-		if slices.Contains(s.regions, r) && !slices.Contains(e.Remove, r) && !slices.Contains(c.Add, r) {
+		if slices.Contains(s.regions, r) && !slices.Contains(e.Remove, r) {
 			e.Remove = append(e.Remove, r)
 		}
 	}
@@ -441,14 +548,15 @@ type Delete struct {
 // Aggregate is the template.
 func (c Delete) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
 
-// Decide accepts the deletion of a template that is not protected.
+// Decide accepts the deletion of a template that is not protected. One whose
+// creation failed has nothing to protect.
 func (c Delete) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
 	switch {
 	case len(s.versions) == 0:
 		return nil, s.live(c.Template)
 	case s.deleting != "":
 		return nil, aggregates.Already("template %s is deleted", c.Template)
-	case s.protected:
+	case s.protected && s.stage(1) != abandoned:
 		return nil, aggregates.Refuse("template-protected", "template %s is protected against deletion", c.Template).
 			WithNext("take the protection off first")
 	}

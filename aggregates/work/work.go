@@ -105,7 +105,7 @@ func (c Start) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
 	switch {
 	case c.Epoch < s.epoch:
 		return nil, staleEpoch(c.Epoch, s.epoch)
-	case s.phase == ordered, s.phase == started && c.Epoch > s.epoch, s.phase == undoing && c.Epoch > s.epoch:
+	case s.phase == ordered, (s.phase == started || s.phase == undoing) && c.Epoch > s.epoch:
 		return events.WorkStarted{Epoch: c.Epoch, Attempt: s.attempt + 1}, nil
 	case s.phase == started || s.phase == undoing:
 		return nil, nil
@@ -133,12 +133,16 @@ func (c ReportDone) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error
 	switch {
 	case c.Epoch < s.epoch:
 		return nil, staleEpoch(c.Epoch, s.epoch)
-	case s.phase == started:
+	case s.phase == started && c.Epoch == s.epoch:
 		return events.WorkDone{Epoch: c.Epoch, Result: c.Result}, nil
 	case s.phase == done, s.undo, s.phase == writtenOff:
 		return nil, nil
 	}
-	return nil, aggregates.Refuse("work-not-started", "work order %s was not started", c.Work)
+	return nil, notStarted(c.Work, c.Epoch)
+}
+
+func notStarted(w events.WorkID, epoch int) error {
+	return aggregates.Refuse("work-not-started", "epoch %d has not started work order %s", epoch, w)
 }
 
 // ReportFailed says that the effect is not there and will not come by itself.
@@ -156,10 +160,12 @@ func (c ReportFailed) Decide(s State, _ aggregates.Facts) (events.WorkEvent, err
 	switch {
 	case c.Epoch < s.epoch:
 		return nil, staleEpoch(c.Epoch, s.epoch)
-	case s.phase == started:
+	case s.phase == started && c.Epoch == s.epoch:
 		return events.WorkFailed{Epoch: c.Epoch, Cause: c.Cause}, nil
+	case s.phase == ordered || s.phase == started:
+		return nil, notStarted(c.Work, c.Epoch)
 	}
-	return nil, nil
+	return nil, nil // it has ended, or its undo has been ordered: this comes too late
 }
 
 // OrderUndo asks for whatever there is of the effect to go.
@@ -193,8 +199,10 @@ func (c ReportUndone) Decide(s State, _ aggregates.Facts) (events.WorkEvent, err
 	switch {
 	case c.Epoch < s.epoch:
 		return nil, staleEpoch(c.Epoch, s.epoch)
-	case s.phase == undoing || s.phase == stuck:
+	case (s.phase == undoing || s.phase == stuck) && c.Epoch == s.epoch:
 		return events.WorkUndone{Epoch: c.Epoch}, nil
+	case s.phase == undoing || s.phase == stuck:
+		return nil, notStarted(c.Work, c.Epoch)
 	case s.phase == undone || s.phase == writtenOff:
 		return nil, nil
 	}
@@ -216,8 +224,10 @@ func (c ReportStuck) Decide(s State, _ aggregates.Facts) (events.WorkEvent, erro
 	switch {
 	case c.Epoch < s.epoch:
 		return nil, staleEpoch(c.Epoch, s.epoch)
-	case s.phase == undoing:
+	case s.phase == undoing && c.Epoch == s.epoch:
 		return events.WorkStuck{Epoch: c.Epoch, Cause: c.Cause}, nil
+	case s.phase == undoing:
+		return nil, notStarted(c.Work, c.Epoch)
 	}
 	return nil, nil
 }
@@ -251,9 +261,7 @@ func (c WriteOff) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) 
 	case writtenOff, undone:
 		return nil, nil
 	case done:
-		if !s.undo {
-			return nil, aggregates.Already("work order %s is done", c.Work)
-		}
+		return nil, aggregates.Already("work order %s is done", c.Work)
 	}
 	return events.WorkWrittenOff{Why: c.Why}, nil
 }

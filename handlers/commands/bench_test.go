@@ -5,9 +5,11 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
 )
 
 // BenchmarkRaw and BenchmarkCommand publish equal bytes from TCP clients: raw
@@ -15,10 +17,10 @@ import (
 func BenchmarkRaw(b *testing.B) {
 	for _, clients := range []int{1, 16, 64} {
 		b.Run(fmt.Sprint(clients), func(b *testing.B) {
-			w := newWorld(b)
-			w.stream(b, "RAW", "raw.>")
+			connect := plain(b)
+			stream(b, connect(), "RAW", "raw.>")
 			var n atomic.Uint64
-			run(b, w, clients, func(c *nats.Conn, worker int, seq *uint64) error {
+			run(b, connect, clients, func(c *nats.Conn, worker int, seq *uint64) error {
 				m := nats.NewMsg(fmt.Sprintf("raw.%d.%d", worker, n.Add(1)))
 				m.Header = rawHeader()
 				m.Header.Set("Nats-Expected-Last-Subject-Sequence", "0")
@@ -27,6 +29,28 @@ func BenchmarkRaw(b *testing.B) {
 				return err
 			})
 		})
+	}
+}
+
+// plain runs a server without accounts, with the same JetStream settings, and
+// gives connections over TCP.
+func plain(b *testing.B) func() *nats.Conn {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: b.TempDir(), SyncAlways: syncMode() == bus.SyncAlways, NoSigs: true, NoLog: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.Start()
+	b.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(wait) {
+		b.Fatal("the server does not start")
+	}
+	return func() *nats.Conn {
+		c, err := nats.Connect(s.ClientURL())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(c.Close)
+		return c
 	}
 }
 
@@ -49,7 +73,7 @@ func BenchmarkCommand(b *testing.B) {
 			}
 			var n atomic.Uint64
 			n.Store(templates - 1)
-			run(b, w, clients, func(c *nats.Conn, worker int, _ *uint64) error {
+			run(b, func() *nats.Conn { return w.as(b, "ann") }, clients, func(c *nats.Conn, worker int, _ *uint64) error {
 				i := n.Add(1)
 				m := nats.NewMsg("tombolo.command.acme.template.protect")
 				m.Data = fmt.Appendf(nil, `{"template":"%s","protected":%v}`, number(int(i%templates)), i/templates%2 == 0) // each one a change
@@ -66,10 +90,10 @@ func BenchmarkCommand(b *testing.B) {
 
 func number(i int) events.TemplateID { return events.TemplateID(fmt.Sprint(10_000_000 + i)) }
 
-func run(b *testing.B, w *world, clients int, once func(c *nats.Conn, worker int, seq *uint64) error) {
+func run(b *testing.B, connect func() *nats.Conn, clients int, once func(c *nats.Conn, worker int, seq *uint64) error) {
 	conns := make([]*nats.Conn, clients)
 	for i := range conns {
-		conns[i] = w.tcp(b)
+		conns[i] = connect()
 	}
 	var left atomic.Int64
 	left.Store(int64(b.N))

@@ -3,6 +3,7 @@ package commands_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 )
 
@@ -247,7 +249,10 @@ func TestRefusals(t *testing.T) {
 	}
 
 	// Somebody else's account is out of reach altogether.
-	if _, err := people["ann"].Request("tombolo.command.other.template.protect", []byte(protect), wait); err != nats.ErrNoResponders {
+	m := nats.NewMsg("tombolo.command.other.template.protect")
+	m.Data = []byte(protect)
+	var refused *bus.Error
+	if _, err := w.user(t, "ann").RequestMsg(t.Context(), m); !errors.As(err, &refused) || refused.Code != bus.NotPermitted {
 		t.Errorf("another tenant's subject answers: %v", err)
 	}
 }
@@ -284,7 +289,7 @@ func TestAgentReportsForItsOwnRegionOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	agent := w.connect(t, nats.UserInfo("agent-sydney", "x"))
+	agent := w.as(t, "agent-sydney")
 	const sydney, beijing = `{"region":"sydney","work":"w-1","epoch":1}`, `{"region":"beijing","work":"w-1","epoch":1}`
 	r := send(t, agent, "tombolo.agent.sydney.acme.work.start", "s-1", sydney).ok(t)
 	if r.Event != "work.started" {

@@ -5,14 +5,11 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
@@ -62,33 +59,14 @@ type world struct {
 	keys    map[string]nkeys.KeyPair
 }
 
-// config is a bus with the control plane's account and two tenants.
-const config = `
-accounts {
-  CORE {
-    jetstream: enabled
-    users: [
-      {user: core, password: core}
-      {user: agent-sydney, password: x, permissions: {publish: ["tombolo.agent.sydney.>"], subscribe: ["_INBOX.>"]}}
-    ]
-    exports: [
-      {service: "tombolo.command.*.>", account_token_position: 3}
-      {service: "tombolo.inbox.*.>", account_token_position: 3}
-    ]
-  }
-  acme {
-    users: [{nkey: %s}, {nkey: %s}, {nkey: %s}]
-    imports: [
-      {service: {account: CORE, subject: "tombolo.command.acme.>"}, share: true}
-      {service: {account: CORE, subject: "tombolo.inbox.acme.>"}, share: true}
-    ]
-  }
-  other {
-    users: [{nkey: %s}]
-    imports: [{service: {account: CORE, subject: "tombolo.command.other.>"}, share: true}]
-  }
+// connecting says who may connect to the bus, by public key. It is not asked
+// who is known at the door: a credential may have been removed since.
+type connecting map[string]bus.User
+
+func (c connecting) ByNKey(public string) (bus.User, bool) {
+	u, ok := c[public]
+	return u, ok
 }
-`
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
@@ -100,7 +78,7 @@ func newWorld(t testing.TB) *world {
 		"actor:acme/ann": {Actor: events.Actor{Account: "acme", User: "ann"}, Role: events.Operator},
 	}
 	public := map[string]string{}
-	for _, name := range []string{"ann", "bob", "gone", "eve"} {
+	for _, name := range []string{"ann", "bob", "gone", "eve", "agent-sydney"} {
 		k, err := nkeys.CreateUser()
 		if err != nil {
 			t.Fatal(err)
@@ -114,18 +92,15 @@ func newWorld(t testing.TB) *world {
 	u["key:acme/"+public["bob"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "bob"}, Role: events.Reader}
 	u["key:other/"+public["eve"]] = commands.Identity{Actor: events.Actor{Account: "other", User: "eve"}, Role: events.Operator}
 
-	file := filepath.Join(t.TempDir(), "bus.conf")
-	if err := os.WriteFile(file, fmt.Appendf(nil, config, public["ann"], public["bob"], public["gone"], public["eve"]), 0o600); err != nil {
-		t.Fatal(err)
+	connecting := connecting{
+		public["ann"]:          {Account: "acme", User: "ann", Role: events.Operator},
+		public["bob"]:          {Account: "acme", User: "bob", Role: events.Operator}, // whom the door takes for a reader
+		public["gone"]:         {Account: "acme", User: "gone", Role: events.Operator},
+		public["eve"]:          {Account: "other", User: "eve", Role: events.Operator},
+		public["agent-sydney"]: {Account: events.None, User: "agent-sydney", Role: events.Agent, Region: "sydney"},
 	}
 	var err error
-	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Access: func(o *server.Options) error {
-		read, err := server.ProcessConfigFile(file)
-		if err == nil {
-			o.Accounts, o.Users, o.Nkeys = read.Accounts, read.Users, read.Nkeys
-		}
-		return err
-	}})
+	w.bus, err = bus.Embedded(bus.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Sync: syncMode(), Log: slog.New(slog.DiscardHandler), Users: connecting})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +109,7 @@ func newWorld(t testing.TB) *world {
 			t.Error(err)
 		}
 	})
-	w.core = w.connect(t, nats.UserInfo("core", "core"))
+	w.core = w.connect(t)
 	w.journal, err = journal.Open(t.Context(), w.core, journal.Options{Registry: events.NewRegistry(), MaxBytes: 1 << 30})
 	if err != nil {
 		t.Fatal(err)
@@ -195,19 +170,19 @@ func (w *world) connect(t testing.TB, o ...nats.Option) *nats.Conn {
 	return c
 }
 
-// as connects as a tenant's user.
+// as connects as a user.
 func (w *world) as(t testing.TB, name string, o ...nats.Option) *nats.Conn {
 	t.Helper()
-	public, err := w.keys[name].PublicKey()
+	return w.user(t, name, o...).Conn
+}
+
+func (w *world) user(t testing.TB, name string, o ...nats.Option) *bus.Conn {
+	t.Helper()
+	seed, err := w.keys[name].Seed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w.connect(t, append(o, nats.Nkey(public, w.keys[name].Sign))...)
-}
-
-func (w *world) tcp(t testing.TB) *nats.Conn {
-	t.Helper()
-	c, err := nats.Connect(w.bus.URL(), nats.UserInfo("core", "core"))
+	c, err := bus.Connect(w.bus.URL(), string(seed), o...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,9 +190,9 @@ func (w *world) tcp(t testing.TB) *nats.Conn {
 	return c
 }
 
-func (w *world) stream(t testing.TB, name, subjects string) {
+func stream(t testing.TB, c *nats.Conn, name, subjects string) {
 	t.Helper()
-	js, err := jetstream.New(w.core)
+	js, err := jetstream.New(c)
 	if err == nil {
 		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: name, Subjects: []string{subjects}})
 	}

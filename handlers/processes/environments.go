@@ -26,11 +26,13 @@ type environments struct {
 	Bound    map[string][]events.Lease `json:"bound"` // by resource type
 	Copying  bool                      `json:"copying,omitempty"`
 	Mapped   bool                      `json:"mapped,omitempty"`
-	Work     events.WorkID             `json:"work,omitempty"` // receive or clone
+	Work     events.WorkID             `json:"work,omitempty"` // receive or clone, until it is undone
 	Made     bool                      `json:"made,omitempty"`
 	Failed   *events.Cause             `json:"failed,omitempty"`
+	Said     bool                      `json:"said,omitempty"` // how its making ended
 	Deleting events.OperationID        `json:"deleting,omitempty"`
 	Discard  events.WorkID             `json:"discard,omitempty"`
+	Stuck    events.WorkID             `json:"stuck,omitempty"` // an order that takes it away and did not work
 	Gone     bool                      `json:"gone,omitempty"`
 }
 
@@ -40,11 +42,11 @@ func environmentKeys(r events.Record, index func(string) []string) []string {
 		return []string{r.Aggregate.ID}
 	case events.LeasesBound:
 		return []string{string(e.Owner.Environment)}
-	case events.CopyVerified, events.CopyFailed, events.CopyWaiting:
+	case events.CopyVerified, events.CopyFailed, events.CopyWaiting, events.RemovalWanted:
 		return index("instance/" + r.Aggregate.ID)
 	case events.WorkEvent:
 		return index("work/" + r.Aggregate.ID)
-	case events.CancelAsked:
+	case events.CancelAsked, events.RetryAsked:
 		return index("operation/" + r.Aggregate.ID)
 	}
 	return nil
@@ -60,15 +62,21 @@ func (v *environments) Index() []string {
 	if v.Copying {
 		out = append(out, "instance/"+string(v.Declared.Origin.Instance))
 	}
-	if !v.Made && v.Declared.Operation != "" {
+	if !v.Made {
 		out = append(out, "operation/"+string(v.Declared.Operation))
+	}
+	if v.Stuck != "" && v.Deleting != "" {
+		out = append(out, "operation/"+string(v.Deleting))
 	}
 	return out
 }
 
-func (v *environments) Over() bool { return v.Gone }
+func (v *environments) Over() bool { return v.Gone || v.Environment == "" }
 
 func (v *environments) React(r events.Record) []Send {
+	if _, declared := r.Event.(events.EnvironmentDeclared); !declared && v.Environment == "" {
+		return nil // deleted; nothing of it is left to look after
+	}
 	switch e := r.Event.(type) {
 	case events.EnvironmentDeclared:
 		*v = environments{Account: r.Aggregate.Account, Region: r.Aggregate.Region, Environment: events.EnvironmentID(r.Aggregate.ID),
@@ -76,17 +84,16 @@ func (v *environments) React(r events.Record) []Send {
 		out := []Send{send(v.Account, "confirm name", name.Confirm{Region: v.Region, Name: e.Name, Owner: r.Aggregate.ID})}
 		if e.Origin != nil && e.Origin.Copy {
 			v.Copying = true
-			return append(out, send(v.Account, "copy first", instance.Want{Ref: v.instance(), CopyWanted: events.CopyWanted{
+			return append(out, send(v.Account, "copy first", instance.Demand{Ref: v.instance(), CopyWanted: events.CopyWanted{
 				Template: e.Origin.Template, Version: e.Origin.Version, Manifest: e.Origin.Manifest, Bytes: e.Origin.Bytes,
 				Resources: e.Resources, Cached: true, Operation: e.Operation}}))
 		}
 		return append(out, v.bind()...)
 	case events.CopyVerified:
-		if !v.Copying {
-			return nil
-		}
 		v.Copying = false
 		return v.bind()
+	case events.RemovalWanted:
+		return v.fail(events.Cause{Code: "copy-not-wanted", Text: "the copy that it was to be made from is being removed"})
 	case events.CopyFailed:
 		return v.fail(e.Cause)
 	case events.CopyWaiting:
@@ -98,25 +105,23 @@ func (v *environments) React(r events.Record) []Send {
 		v.Mapped = true
 		return v.make()
 	case events.EnvironmentCreated:
-		v.Made = true
+		v.Made, v.Said = true, true
 		return []Send{v.finish(v.Declared.Operation, events.Succeeded, nil)}
 	case events.EnvironmentFailed:
 		v.Failed = &e.Cause
 		return v.undo(e.Cause)
 	case events.EnvironmentDeletionAccepted:
-		v.Deleting = e.Operation
-		if v.Failed != nil {
-			return v.gone()
-		}
-		if v.Work != "" && !v.Made {
-			return v.undo(events.Cause{Code: "environment-deleted", Text: "the environment is deleted"})
-		}
-		return v.discard()
+		return v.onDeletion(e)
 	case events.EnvironmentDeleted:
 		v.Gone = true
 		return []Send{v.finish(v.Deleting, events.Succeeded, nil)}
 	case events.CancelAsked:
 		return v.fail(cancelled)
+	case events.RetryAsked:
+		if v.Stuck == "" {
+			return nil
+		}
+		return []Send{send(v.Account, "retry", work.Retry{Ref: v.work(v.Stuck)})}
 	case events.WorkEvent:
 		return v.onWork(r, e)
 	}
@@ -174,10 +179,15 @@ func (v *environments) make() []Send {
 }
 
 func (v *environments) onWork(r events.Record, e events.WorkEvent) []Send {
-	if r.Aggregate.ID == string(v.Discard) {
+	id := events.WorkID(r.Aggregate.ID)
+	if id == v.Discard {
 		switch e.(type) {
 		case events.WorkDone, events.WorkWrittenOff:
 			return v.gone()
+		case events.WorkFailed:
+			v.Stuck = id
+		case events.WorkRetried:
+			v.Stuck = ""
 		}
 		return nil
 	}
@@ -190,18 +200,24 @@ func (v *environments) onWork(r events.Record, e events.WorkEvent) []Send {
 	case events.WorkFailed:
 		return v.fail(e.Cause)
 	case events.WorkUndone:
+		v.Work, v.Stuck = "", ""
 		return v.gone()
 	case events.WorkWrittenOff:
+		v.Work = ""
 		if v.Failed == nil && v.Deleting == "" {
 			return v.fail(e.Why)
 		}
 		return v.gone()
+	case events.WorkStuck:
+		v.Stuck = id
+	case events.WorkRetried:
+		v.Stuck = ""
 	}
 	return nil
 }
 
 func (v *environments) fail(why events.Cause) []Send {
-	if v.Made || v.Failed != nil {
+	if v.Made || v.Failed != nil || v.Deleting != "" {
 		return nil
 	}
 	return []Send{send(v.Account, "failed", environment.RecordFailed{Ref: v.ref(), Cause: why})}
@@ -216,26 +232,46 @@ func (v *environments) undo(why events.Cause) []Send {
 	return []Send{send(v.Account, "undo", work.OrderUndo{Ref: v.work(v.Work), Why: why})}
 }
 
+func (v *environments) onDeletion(e events.EnvironmentDeletionAccepted) []Send {
+	v.Deleting, v.Copying = e.Operation, false
+	out := []Send{send(v.Account, "release name", name.Release{Region: v.Region, Name: v.Declared.Name, Owner: string(v.Environment)})}
+	switch {
+	case v.Made:
+		return append(out, v.discard()...)
+	case v.Failed != nil && v.Work != "":
+		return out // its undo is under way and will say when nothing is left
+	default:
+		return append(out, v.undo(deletedMeanwhile)...)
+	}
+}
+
+var deletedMeanwhile = events.Cause{Code: "environment-deleted", Text: "the environment was deleted before it was made"}
+
 func (v *environments) discard() []Send {
 	v.Discard = events.WorkID(events.DeriveID(v.Account, events.CommandID(v.Environment), "discard"))
 	return []Send{send(v.Account, "discard", work.Order{Ref: v.work(v.Discard), WorkOrdered: events.WorkOrdered{Kind: events.WorkDiscard,
 		Order: events.Order{Environment: v.Environment}, Operation: v.Deleting}})}
 }
 
-// gone gives back the name and the leases, and says that nothing is left.
+// gone gives back the name and the leases, and says that nothing is left, and
+// how its making ended where that was not said.
 func (v *environments) gone() []Send {
 	out := []Send{send(v.Account, "release name", name.Release{Region: v.Region, Name: v.Declared.Name, Owner: string(v.Environment)})}
 	for _, t := range v.types() {
 		out = append(out, send(v.Account, "release "+t, pool.Release{Region: v.Region, Type: events.PoolID(t), Owner: v.owner(), Why: "removed"}))
 	}
+	if !v.Said {
+		v.Said = true
+		why := v.Failed
+		if why == nil {
+			why = &deletedMeanwhile
+		}
+		out = append(out, v.finish(v.Declared.Operation, outcomeOf(*why), why))
+	}
 	if v.Deleting != "" {
-		return append(out, send(v.Account, "deleted", environment.RecordDeleted{Ref: v.ref()}))
+		out = append(out, send(v.Account, "deleted", environment.RecordDeleted{Ref: v.ref()}))
 	}
-	outcome := events.RolledBack
-	if v.Failed.Code == cancelled.Code {
-		outcome = events.Cancelled
-	}
-	return append(out, v.finish(v.Declared.Operation, outcome, v.Failed))
+	return out
 }
 
 func (v *environments) finish(op events.OperationID, outcome events.Outcome, why *events.Cause) Send {
@@ -249,7 +285,11 @@ func (v *environments) Refused(s Send, why *aggregates.Refusal) []Send {
 			return v.fail(why.Cause())
 		}
 	}
-	if s.Step == "copy first" {
+	switch {
+	case s.Step == "copy first" && why.Code == "copy-held":
+		v.Copying = false
+		return v.bind()
+	case s.Step == "copy first", s.Step == "confirm name":
 		return v.fail(why.Cause())
 	}
 	return nil

@@ -9,8 +9,6 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/name"
 	"github.com/tombolo-vdc/tombolo/aggregates/number"
-	"github.com/tombolo-vdc/tombolo/aggregates/operation"
-	"github.com/tombolo-vdc/tombolo/aggregates/pool"
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -20,7 +18,7 @@ import (
 // environment is, wants an instance in every region of the set, first where the
 // bytes are, moves the reference when the policy is satisfied, and has the
 // instances removed that are no longer wanted. It says when an operation on the
-// template has ended and how.
+// template has ended and how (efforts.go).
 type placing struct {
 	Account  events.AccountID   `json:"account"`
 	Template events.TemplateID  `json:"template"`
@@ -28,10 +26,13 @@ type placing struct {
 	Regions  []events.RegionID  `json:"regions"`
 	Active   int                `json:"active,omitempty"`
 	Staged   int                `json:"staged,omitempty"`
-	Versions []placedVersion    `json:"versions"`
-	Changes  []regionChange     `json:"changes,omitempty"` // region changes that are not finished
+	Versions []placedVersion    `json:"versions"` // those of which anything is left
+	Efforts  []effort           `json:"efforts,omitempty"`
 	Deleting events.OperationID `json:"deleting,omitempty"`
+	Unborn   events.OperationID `json:"unborn,omitempty"` // the creation, once its version was given up
 	Deleted  bool               `json:"deleted,omitempty"`
+
+	at uint64 // the event being handled
 }
 
 type placedVersion struct {
@@ -42,13 +43,11 @@ type placedVersion struct {
 	Manifest  events.Digest                     `json:"manifest,omitempty"`
 	Bytes     int64                             `json:"bytes,omitempty"`
 	Resources []events.ResourceRef              `json:"resources,omitempty"`
-	Save      events.WorkID                     `json:"save,omitempty"`    // under way
-	Gone      bool                              `json:"gone,omitempty"`    // abandoned or retired
-	Outcome   events.Outcome                    `json:"outcome,omitempty"` // how its operation ends once nothing is left to do
-	Cause     *events.Cause                     `json:"cause,omitempty"`
-	Finished  bool                              `json:"finished,omitempty"`
-	Rounds    map[events.RegionID]int           `json:"rounds"` // how often it was wanted there; ids of a later round differ
+	Save      events.WorkID                     `json:"save,omitempty"`   // under way
+	Gone      bool                              `json:"gone,omitempty"`   // abandoned or retired
+	Lender    events.RegionID                   `json:"lender,omitempty"` // outside the set; holds it only until the set does
 	Held      map[events.RegionID]instanceState `json:"held"`
+	Cached    map[events.RegionID]bool          `json:"cached,omitempty"` // held without being wanted
 }
 
 // instanceState is what the process knows of an instance.
@@ -60,13 +59,6 @@ const (
 	failed   instanceState = "failed"
 	leaving  instanceState = "leaving"
 )
-
-type regionChange struct {
-	Operation events.OperationID `json:"operation"`
-	Add       []events.RegionID  `json:"add,omitempty"`
-	Remove    []events.RegionID  `json:"remove,omitempty"`
-	Cancelled bool               `json:"cancelled,omitempty"`
-}
 
 func placingKeys(r events.Record, index func(string) []string) []string {
 	switch e := r.Event.(type) {
@@ -93,30 +85,41 @@ func (p *placing) Index() []string {
 		for region := range v.Held {
 			out = append(out, "instance/"+string(p.instance(v.Version, region)))
 		}
-		if !slices.Contains(out, "operation/"+string(v.Operation)) {
-			out = append(out, "operation/"+string(v.Operation))
-		}
 	}
-	for _, c := range p.Changes {
-		out = append(out, "operation/"+string(c.Operation))
+	for _, e := range p.Efforts {
+		out = append(out, "operation/"+string(e.Operation))
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
-func (p *placing) Over() bool { return p.Deleted }
+func (p *placing) Over() bool { return p.Deleted || p.Template == "" }
 
 func (p *placing) React(r events.Record) []Send {
-	switch e := r.Event.(type) {
-	case events.TemplateCreated:
-		*p = placing{Account: r.Aggregate.Account, Template: events.TemplateID(r.Aggregate.ID), Name: e.Name, Regions: e.Regions, Staged: 1}
+	if e, ok := r.Event.(events.TemplateCreated); ok {
+		*p = placing{Account: r.Aggregate.Account, Template: events.TemplateID(r.Aggregate.ID), Name: e.Name, Regions: e.Regions, Staged: 1, at: r.Sequence}
+		p.begin(effort{Operation: e.Operation, Version: 1, Creation: true})
 		return append([]Send{
 			send(p.Account, "confirm number", number.Confirm{Number: p.Template, Owner: string(e.Operation)}),
 			send(p.Account, "confirm name", name.Confirm{Name: e.Name, Owner: r.Aggregate.ID}),
 		}, p.save(1, e.Operation, e.Source, e.Choices)...)
+	}
+	p.at = r.Sequence
+	out := p.react(r)
+	p.forget()
+	return out
+}
+
+func (p *placing) react(r events.Record) []Send {
+	switch e := r.Event.(type) {
 	case events.ReplacementStaged:
 		p.Staged = e.Version
+		p.begin(effort{Operation: e.Operation, Version: e.Version})
 		return p.save(e.Version, e.Operation, e.Source, e.Choices)
+	case events.ReplacementQueued:
+		p.begin(effort{Operation: e.Operation, Queued: true})
+	case events.ReplacementUnqueued:
+		return append(p.drop(e.Operation, e.Cause), p.next())
 	case events.VersionSaved:
 		v := p.version(e.Version)
 		v.Manifest, v.Bytes, v.Resources, v.Save = e.Manifest, e.Bytes, e.Resources, ""
@@ -128,15 +131,13 @@ func (p *placing) React(r events.Record) []Send {
 	case events.VersionAbandoned:
 		return p.onAbandoned(e)
 	case events.VersionRetired:
-		v := p.version(e.Version)
-		v.Gone, v.Outcome = true, events.Succeeded
-		return append(p.remove(v, ""), p.ended()...)
+		return p.onRetired(e)
 	case events.TemplateDeletionAccepted:
 		return p.onDeletion(e)
 	case events.TemplateDeleted:
 		p.Deleted = true
-		if slices.ContainsFunc(p.Versions, func(v placedVersion) bool { return v.Operation == p.Deleting }) {
-			return nil // the creation itself failed, and has said so
+		if p.Unborn == p.Deleting {
+			return nil // the creation itself has said how it ended
 		}
 		return []Send{p.finish(p.Deleting, events.Succeeded, nil)}
 	case events.InstanceEvent:
@@ -153,11 +154,10 @@ func (p *placing) React(r events.Record) []Send {
 
 // save has the version's content fixed where its environment is.
 func (p *placing) save(n int, op events.OperationID, source events.Source, choices []events.Choice) []Send {
-	step := fmt.Sprintf("save %d", n)
-	v := placedVersion{Version: n, Operation: op, Source: source, Choices: choices, Held: map[events.RegionID]instanceState{}, Rounds: map[events.RegionID]int{},
-		Save: events.WorkID(events.DeriveID(p.Account, events.CommandID(op), step))}
+	v := placedVersion{Version: n, Operation: op, Source: source, Choices: choices, Held: map[events.RegionID]instanceState{}, Cached: map[events.RegionID]bool{},
+		Save: events.WorkID(events.DeriveID(p.Account, events.CommandID(op), fmt.Sprintf("save %s@%d", p.Template, n)))}
 	p.Versions = append(p.Versions, v)
-	return []Send{send(p.Account, step, work.Order{Ref: work.Ref{Region: source.Region, Work: v.Save}, WorkOrdered: events.WorkOrdered{
+	return []Send{send(p.Account, "save", work.Order{Ref: work.Ref{Region: source.Region, Work: v.Save}, WorkOrdered: events.WorkOrdered{
 		Kind: events.WorkSave, Operation: op, Order: events.Order{Environment: source.Environment, Template: p.Template, Version: n}}})}
 }
 
@@ -170,15 +170,15 @@ func (p *placing) onSave(r events.Record, e events.WorkEvent) []Send {
 	switch e := e.(type) {
 	case events.WorkDone:
 		if v.Gone {
-			return nil
+			return nil // the undo that was ordered will say when nothing is left
 		}
-		return []Send{send(p.Account, fmt.Sprintf("saved %d", v.Version), template.RecordSaved{Template: p.Template, Version: v.Version,
+		return []Send{send(p.Account, "saved", template.RecordSaved{Template: p.Template, Version: v.Version,
 			Manifest: e.Result.Manifest, Bytes: e.Result.Bytes, Resources: e.Result.Resources})}
 	case events.WorkFailed:
 		return p.abandon(v, e.Cause)
 	case events.WorkWrittenOff:
+		v.Save = ""
 		if v.Gone {
-			v.Save = ""
 			return p.ended()
 		}
 		return p.abandon(v, e.Why)
@@ -189,21 +189,37 @@ func (p *placing) onSave(r events.Record, e events.WorkEvent) []Send {
 	return nil
 }
 
+func (p *placing) undoSave(v *placedVersion, why events.Cause) []Send {
+	if v.Save == "" {
+		return nil
+	}
+	return []Send{send(p.Account, fmt.Sprintf("undo save %d", v.Version), work.OrderUndo{Ref: work.Ref{Region: v.Source.Region, Work: v.Save}, Why: why})}
+}
+
 func (p *placing) abandon(v *placedVersion, why events.Cause) []Send {
-	return []Send{send(p.Account, fmt.Sprintf("abandon %d", v.Version), template.Abandon{Template: p.Template, Version: v.Version, Operation: v.Operation, Cause: why})}
+	if v.Gone {
+		return nil
+	}
+	return []Send{send(p.Account, "abandon", template.Abandon{Template: p.Template, Version: v.Version, Operation: v.Operation, Cause: why})}
 }
 
 // want asks regions to hold the version.
 func (p *placing) want(v *placedVersion, regions ...events.RegionID) []Send {
 	var out []Send
 	for _, region := range regions {
-		if _, have := v.Held[region]; have || v.Manifest == "" || v.Gone {
+		inSet := slices.Contains(p.Regions, region)
+		if have := v.Held[region]; have != "" && !(inSet && v.Cached[region] && have != leaving) || v.Manifest == "" || v.Gone {
 			continue
 		}
-		v.Held[region] = wanted
-		v.Rounds[region]++
+		if v.Held[region] == "" {
+			v.Held[region] = wanted
+			if !inSet {
+				v.Lender = region
+			}
+		}
+		delete(v.Cached, region)
 		w := events.CopyWanted{Template: p.Template, Version: v.Version, Manifest: v.Manifest, Bytes: v.Bytes, Resources: v.Resources,
-			Cached: !slices.Contains(p.Regions, region), Operation: p.operationOf(v, region)}
+			Cached: !inSet, Operation: p.operationOf(v, region)}
 		for _, c := range v.Choices {
 			if c.Region == region {
 				w.Choices = append(w.Choices, c)
@@ -212,74 +228,95 @@ func (p *placing) want(v *placedVersion, regions ...events.RegionID) []Send {
 		if a := p.version(p.Active); a != nil && a.Version != v.Version && a.Held[region] != "" {
 			w.Inherits = p.instance(a.Version, region)
 		}
-		out = append(out, send(p.Account, v.step("want", region), instance.Want{Ref: p.ref(v.Version, region), CopyWanted: w}))
+		out = append(out, send(p.Account, fmt.Sprintf("want %d in %s", v.Version, region), instance.Want{Ref: p.ref(v.Version, region), CopyWanted: w}))
 	}
 	return out
 }
 
-// operationOf is the operation on whose behalf the region holds the version.
-func (p *placing) operationOf(v *placedVersion, region events.RegionID) events.OperationID {
-	for _, c := range slices.Backward(p.Changes) {
-		if slices.Contains(c.Add, region) {
-			return c.Operation
-		}
-	}
-	return v.Operation
+// removeAll has every region let go of the version.
+func (p *placing) removeAll(op events.OperationID, v *placedVersion) []Send {
+	return p.remove(op, v, slices.Sorted(maps.Keys(v.Held))...)
 }
 
-func (p *placing) remove(v *placedVersion, only events.RegionID) []Send {
+// remove has regions let go of the version.
+func (p *placing) remove(op events.OperationID, v *placedVersion, regions ...events.RegionID) []Send {
 	var out []Send
-	op := p.Deleting
-	for _, region := range slices.Sorted(maps.Keys(v.Held)) {
-		if only != "" && region != only || v.Held[region] == leaving {
+	for _, region := range regions {
+		if have := v.Held[region]; have == "" || have == leaving {
 			continue
 		}
-		if op == "" {
-			op = v.Operation
-		}
 		v.Held[region] = leaving
-		out = append(out, send(p.Account, v.step("remove", region),
+		out = append(out, send(p.Account, fmt.Sprintf("remove %d from %s", v.Version, region),
 			instance.WantRemoval{Ref: p.ref(v.Version, region), Operation: op}))
 	}
 	return out
 }
 
 func (p *placing) onInstance(r events.Record, e events.InstanceEvent) []Send {
-	var v *placedVersion
-	for i := range p.Versions {
-		if string(p.instance(p.Versions[i].Version, r.Aggregate.Region)) == r.Aggregate.ID {
-			v = &p.Versions[i]
-		}
-	}
 	region := r.Aggregate.Region
+	v := p.versionOf(r.Aggregate)
+	if w, ok := e.(events.CopyWanted); ok && (v == nil || v.Held[region] == "") {
+		return p.onCached(r, v, w)
+	}
 	if v == nil || v.Held[region] == "" {
-		return nil // a cached copy that this process did not ask for
+		return nil
+	}
+	switch e.(type) {
+	case events.RemovalWanted:
+		v.Held[region] = leaving
+	case events.CopyRemoved:
+		delete(v.Held, region)
+		delete(v.Cached, region)
+		var out []Send
+		if slices.Contains(p.Regions, region) && p.current(v) {
+			out = p.want(v, region) // removed, and wanted again meanwhile
+		}
+		return append(out, p.ended()...)
+	case events.CopyKept:
+		delete(v.Cached, region)
+	}
+	if v.Held[region] == leaving {
+		return nil // whatever else it says comes too late
 	}
 	switch e.(type) {
 	case events.CopyVerified:
-		if v.Held[region] == leaving {
-			return nil
-		}
 		v.Held[region] = verified
 		// Where the bytes are comes first; the others copy from there.
-		out := p.want(v, p.Regions...)
+		var out []Send
+		if p.current(v) {
+			out = p.want(v, p.Regions...)
+		}
 		return append(append(out, p.activate(v)...), p.ended()...)
 	case events.CopyFailed:
 		v.Held[region] = failed
 		return p.ended()
 	case events.CopyRetried, events.CopyDamaged:
 		v.Held[region] = wanted
-	case events.RemovalWanted:
-		v.Held[region] = leaving
-	case events.CopyRemoved:
-		delete(v.Held, region)
-		out := p.ended()
-		if slices.Contains(p.Regions, region) && p.Deleting == "" {
-			out = append(out, p.want(v, region)...) // removed and wanted again meanwhile
-		}
-		return out
 	}
 	return nil
+}
+
+// onCached takes note of a copy that an environment asked for: it goes with its
+// version, and at once where that has gone already.
+func (p *placing) onCached(r events.Record, v *placedVersion, w events.CopyWanted) []Send {
+	region := r.Aggregate.Region
+	if v == nil || v.Gone || p.Deleting != "" {
+		if v != nil {
+			v.Held[region] = leaving
+		}
+		return []Send{send(r.Aggregate.Account, "not wanted", instance.WantRemoval{
+			Ref: instance.Ref{Region: region, Instance: events.InstanceID(r.Aggregate.ID)}, Operation: w.Operation})}
+	}
+	v.Held[region], v.Cached[region] = wanted, w.Cached
+	if slices.Contains(p.Regions, region) && p.current(v) {
+		return p.want(v, region)
+	}
+	return nil
+}
+
+// current says whether the regions of the set are to hold the version.
+func (p *placing) current(v *placedVersion) bool {
+	return !v.Gone && p.Deleting == "" && (v.Version == p.Active || v.Version == p.Staged)
 }
 
 // activate asks for the switch; the template decides whether its policy is satisfied.
@@ -293,38 +330,30 @@ func (p *placing) activate(v *placedVersion) []Send {
 			have = append(have, region)
 		}
 	}
-	return []Send{send(p.Account, fmt.Sprintf("activate %d with %v", v.Version, have), template.Activate{Template: p.Template, Version: v.Version, Verified: have})}
+	return []Send{send(p.Account, "activate", template.Activate{Template: p.Template, Version: v.Version, Verified: have})}
 }
 
 func (p *placing) onActivated(e events.VersionActivated) []Send {
 	if p.Staged == e.Version {
 		p.Staged = 0
 	}
-	before := p.version(e.Replaces)
 	p.Active = e.Version
-	v := p.version(e.Version)
 	var out []Send
-	if before != nil {
-		for _, region := range slices.Sorted(maps.Keys(v.Held)) {
-			if before.Held[region] == "" {
-				continue
-			}
-			for _, t := range pooledTypes(v.Resources) {
-				out = append(out, send(p.Account, fmt.Sprintf("inherit %s in %s: %d to %d for %s", t, region, before.Version, v.Version, e.Operation), pool.Inherit{
-					Region: region, Type: events.PoolID(t), From: p.owner(before.Version, region), To: p.owner(v.Version, region)}))
-			}
-		}
+	if e.Rollback {
+		p.begin(effort{Operation: e.Operation, Version: e.Version})
+		out = p.want(p.version(e.Version), p.Regions...) // regions may have come since it was active
 	}
 	for _, old := range p.Versions {
 		if old.Version != p.Active && !old.Gone && old.Manifest != "" && old.Version != p.Staged {
-			out = append(out, send(p.Account, fmt.Sprintf("retire %d after %d for %s", old.Version, e.Version, e.Operation), template.Retire{Template: p.Template, Version: old.Version}))
+			out = append(out, send(p.Account, fmt.Sprintf("retire %d", old.Version), template.Retire{Template: p.Template, Version: old.Version}))
 		}
 	}
-	if e.Rollback {
-		out = append(out, p.finish(e.Operation, events.Succeeded, nil))
-	}
-	out = append(out, send(p.Account, fmt.Sprintf("next after %d for %s", e.Version, e.Operation), template.StageNext{Template: p.Template}))
-	return append(out, p.ended()...)
+	return append(append(out, p.next()), p.ended()...)
+}
+
+// next takes the next replacement out of the queue, if there is one.
+func (p *placing) next() Send {
+	return send(p.Account, "next", template.StageNext{Template: p.Template})
 }
 
 func (p *placing) onAbandoned(e events.VersionAbandoned) []Send {
@@ -333,36 +362,34 @@ func (p *placing) onAbandoned(e events.VersionAbandoned) []Send {
 	if p.Staged == e.Version {
 		p.Staged = 0
 	}
-	var out []Send
-	if v.Save != "" {
-		out = append(out, p.undoSave(v, e.Cause))
-	}
-	out = append(out, p.remove(v, "")...)
-	if v.Version == 1 && p.Active == 0 {
+	p.conclude(v, outcomeOf(e.Cause), &e.Cause)
+	out := append(p.undoSave(v, e.Cause), p.removeAll(e.Operation, v)...)
+	if p.Active == 0 {
+		p.Unborn = e.Operation
 		out = append(out, send(p.Account, "delete the unborn", template.Delete{Template: p.Template, Operation: e.Operation}))
 	} else {
-		out = append(out, send(p.Account, fmt.Sprintf("next after abandoned %d", e.Version), template.StageNext{Template: p.Template}))
-	}
-	v.Outcome, v.Cause = events.RolledBack, &e.Cause
-	if e.Cause.Code == cancelled.Code {
-		v.Outcome = events.Cancelled
+		out = append(out, p.next())
 	}
 	return append(out, p.ended()...)
 }
 
-var cancelled = events.Cause{Code: "cancelled", Text: "its cancellation was asked for"}
-
-func (p *placing) undoSave(v *placedVersion, why events.Cause) Send {
-	return send(p.Account, fmt.Sprintf("undo save %d", v.Version), work.OrderUndo{Ref: work.Ref{Region: v.Source.Region, Work: v.Save}, Why: why})
+func (p *placing) onRetired(e events.VersionRetired) []Send {
+	v := p.version(e.Version)
+	if v == nil {
+		return nil // the template was deleted meanwhile, and it with it
+	}
+	v.Gone = true
+	p.conclude(v, events.Succeeded, nil)
+	op := v.Operation
+	if a := p.version(p.Active); a != nil {
+		op = a.Operation
+	}
+	return append(p.removeAll(op, v), p.ended()...)
 }
 
 func (p *placing) onRegions(e events.RegionsChanged) []Send {
-	if i := slices.IndexFunc(p.Changes, func(c regionChange) bool { return c.Operation == e.Operation }); i >= 0 {
-		p.Changes[i].Remove = append(p.Changes[i].Remove, e.Remove...) // its own cancellation
-	} else {
-		p.Changes = append(p.Changes, regionChange{Operation: e.Operation, Add: e.Add, Remove: e.Remove})
-	}
-	p.Regions = slices.DeleteFunc(append(p.Regions, e.Add...), func(r events.RegionID) bool { return slices.Contains(e.Remove, r) })
+	p.begin(effort{Operation: e.Operation, Add: e.Add, Remove: e.Remove})
+	p.Regions = slices.DeleteFunc(append(slices.Clone(p.Regions), e.Add...), func(r events.RegionID) bool { return slices.Contains(e.Remove, r) })
 	slices.Sort(p.Regions)
 	var out []Send
 	for i := range p.Versions {
@@ -371,164 +398,87 @@ func (p *placing) onRegions(e events.RegionsChanged) []Send {
 			continue
 		}
 		for _, region := range e.Remove {
-			out = append(out, p.remove(v, region)...)
-		}
-		if v.Version != p.Active && v.Version != p.Staged || !p.anyVerified(v) {
-			continue
+			if p.current(v) && p.isLast(v, region) {
+				v.Lender = region // the regions of the set have to get it from somewhere
+				continue
+			}
+			out = append(out, p.remove(e.Operation, v, region)...)
 		}
 		v.Choices = append(v.Choices, e.Choices...)
-		out = append(out, p.want(v, e.Add...)...)
+		if !p.current(v) {
+			continue
+		}
+		if p.holds(v, slices.Collect(maps.Keys(v.Held))) {
+			out = append(out, p.want(v, e.Add...)...)
+		}
 		out = append(out, p.activate(v)...)
 	}
 	return append(out, p.ended()...)
 }
 
-func (p *placing) anyVerified(v *placedVersion) bool {
-	return slices.Contains(slices.Collect(maps.Values(v.Held)), verified)
+// holds says whether one of the regions has verified the version.
+func (p *placing) holds(v *placedVersion, regions []events.RegionID) bool {
+	return slices.ContainsFunc(regions, func(r events.RegionID) bool { return v.Held[r] == verified })
+}
+
+// isLast says whether the region's copy is the one that all others are to come
+// from: the only one that is verified, or the source's while none is.
+func (p *placing) isLast(v *placedVersion, region events.RegionID) bool {
+	if p.holds(v, p.Regions) {
+		return false
+	}
+	return v.Held[region] == verified || v.Held[region] == wanted && region == v.Source.Region
+}
+
+// returnLent has the lender let go of the version once the set can do without.
+func (p *placing) returnLent(v *placedVersion) []Send {
+	region := v.Lender
+	if region == "" || p.Deleting != "" || v.Gone {
+		return nil
+	}
+	if slices.Contains(p.Regions, region) || v.Held[region] == "" {
+		v.Lender = ""
+		return nil
+	}
+	if p.current(v) && (!p.holds(v, p.Regions) || slices.ContainsFunc(p.Regions, func(r events.RegionID) bool { return v.Held[r] == wanted })) {
+		return nil
+	}
+	v.Lender = ""
+	return p.remove(v.Operation, v, region)
 }
 
 func (p *placing) onDeletion(e events.TemplateDeletionAccepted) []Send {
 	p.Deleting, p.Staged = e.Operation, 0
+	why := events.Cause{Code: "template-deleted", Text: "the template was deleted"}
 	out := []Send{send(p.Account, "release name", name.Release{Name: p.Name, Owner: string(p.Template)})}
 	for i := range p.Versions {
 		v := &p.Versions[i]
-		if v.Save != "" && !v.Gone {
-			v.Gone = true
-			out = append(out, p.undoSave(v, events.Cause{Code: "template-deleted", Text: "the template is deleted"}))
+		if !v.Gone {
+			out = append(out, p.undoSave(v, why)...)
 		}
-		out = append(out, p.remove(v, "")...)
+		v.Gone = true
+		out = append(out, p.removeAll(e.Operation, v)...)
 	}
+	out = append(out, p.concludeAll(why)...)
 	return append(out, p.ended()...)
 }
 
-// ended finishes every operation that has nothing left to wait for.
-func (p *placing) ended() []Send {
-	var out []Send
-	left := false
-	for i := range p.Versions {
-		v := &p.Versions[i]
-		left = left || len(v.Held) > 0 || v.Save != ""
-		switch {
-		case v.Finished:
-		case v.Gone && v.Outcome != "" && len(v.Held) == 0 && v.Save == "":
-			v.Finished = true
-			out = append(out, p.finish(v.Operation, v.Outcome, v.Cause))
-		case !v.Gone && v.Version != p.Staged && v.Manifest != "" && p.Deleting == "":
-			if s := p.outcome(v.Operation, v, p.Regions); s != nil {
-				v.Finished = true
-				out = append(out, *s)
-				for region := range v.Held {
-					if !slices.Contains(p.Regions, region) { // held only to copy from
-						out = append(out, p.remove(v, region)...)
-					}
-				}
-			}
-		}
-	}
-	if p.Deleting != "" {
-		if !left {
-			out = append(out, send(p.Account, "deleted", template.RecordDeleted{Template: p.Template}))
-		}
-		return out
-	}
-	p.Changes = slices.DeleteFunc(p.Changes, func(c regionChange) bool {
-		for _, region := range c.Remove {
-			for _, v := range p.Versions {
-				if v.Held[region] == leaving {
-					return false
-				}
-			}
-		}
-		a := p.version(p.Active)
-		if a == nil {
-			return false
-		}
-		if c.Cancelled {
-			out = append(out, p.finish(c.Operation, events.Cancelled, &cancelled))
-			return true
-		}
-		s := p.outcome(c.Operation, a, c.Add)
-		if s != nil {
-			out = append(out, *s)
-		}
-		return s != nil && !p.anyFailed(a, c.Add)
-	})
-	return out
-}
-
-func (p *placing) anyFailed(v *placedVersion, regions []events.RegionID) bool {
-	return slices.ContainsFunc(regions, func(r events.RegionID) bool { return v.Held[r] == failed })
-}
-
-// outcome says how the operation ended once none of the regions is under way.
-func (p *placing) outcome(op events.OperationID, v *placedVersion, regions []events.RegionID) *Send {
-	for _, region := range regions {
-		if st, have := v.Held[region]; slices.Contains(p.Regions, region) && (!have || st == wanted || st == leaving) {
-			return nil
-		}
-	}
-	s := p.finish(op, events.Succeeded, nil)
-	if p.anyFailed(v, regions) {
-		s = p.finish(op, events.Partly, &events.Cause{Code: "regions-failed", Text: "some regions did not get it; each says why", Next: "operation retry"})
-	}
-	return &s
-}
-
-func (p *placing) finish(op events.OperationID, outcome events.Outcome, why *events.Cause) Send {
-	return send(p.Account, fmt.Sprintf("finish %s: %s", op, outcome), operation.Finish{Operation: op, Outcome: outcome, Cause: why})
-}
-
-func (p *placing) onCancel(op events.OperationID) []Send {
-	for i := range p.Versions {
-		v := &p.Versions[i]
-		if v.Operation == op && v.Version == p.Staged {
-			return p.abandon(v, cancelled)
-		}
-	}
-	for i := range p.Changes {
-		c := &p.Changes[i]
-		if c.Operation != op {
-			continue
-		}
-		c.Cancelled = true
-		var undo []events.RegionID
-		for _, region := range c.Add {
-			if a := p.version(p.Active); a == nil || a.Held[region] != verified {
-				undo = append(undo, region)
-			}
-		}
-		return append([]Send{send(p.Account, "cancel "+string(op), template.SetRegions{Template: p.Template, Remove: undo, Operation: op})}, p.ended()...)
+// Refused: a template whose number or name another has taken meanwhile does not
+// come to be. Every other decision is asked again by the next event that could
+// change its answer.
+func (p *placing) Refused(s Send, why *aggregates.Refusal) []Send {
+	if s.Step == "confirm number" || s.Step == "confirm name" {
+		return p.abandon(p.version(1), why.Cause())
 	}
 	return nil
 }
 
-func (p *placing) onRetry(op events.OperationID, e events.RetryAsked) []Send {
-	var out []Send
-	for i := range p.Versions {
-		v := &p.Versions[i]
-		for _, region := range slices.Sorted(maps.Keys(v.Held)) {
-			if p.operationOf(v, region) != op || e.Region != "" && e.Region != region || v.Held[region] == leaving {
-				continue
-			}
-			v.Finished = v.Finished && v.Held[region] != failed
-			out = append(out, send(p.Account, fmt.Sprintf("retry %d of %d in %s", e.Attempt, v.Version, region), instance.Retry{Ref: p.ref(v.Version, region), Operation: op}))
-		}
-	}
-	return out
-}
-
-// Refused needs nothing: every decision is asked again by the next event that
-// could change its answer.
-func (p *placing) Refused(Send, *aggregates.Refusal) []Send { return nil }
-
-func pooledTypes(resources []events.ResourceRef) []string {
-	var out []string
-	for _, r := range resources {
-		if r.LeansOn == "" && !slices.Contains(out, r.Type) {
-			out = append(out, r.Type)
-		}
-	}
-	return out
+// forget drops versions of which nothing is left, so that the row stays as
+// large as what it looks after.
+func (p *placing) forget() {
+	p.Versions = slices.DeleteFunc(p.Versions, func(v placedVersion) bool {
+		return v.Gone && len(v.Held) == 0 && v.Save == "" && !slices.ContainsFunc(p.Efforts, func(e effort) bool { return e.Version == v.Version })
+	})
 }
 
 func (p *placing) version(n int) *placedVersion {
@@ -540,9 +490,14 @@ func (p *placing) version(n int) *placedVersion {
 	return nil
 }
 
-// step names what is done with the version in the region, this time.
-func (v *placedVersion) step(what string, region events.RegionID) string {
-	return fmt.Sprintf("%s %d in %s, round %d", what, v.Version, region, v.Rounds[region])
+// versionOf finds the version that an instance is a copy of.
+func (p *placing) versionOf(a events.Aggregate) *placedVersion {
+	for i := range p.Versions {
+		if string(p.instance(p.Versions[i].Version, a.Region)) == a.ID {
+			return &p.Versions[i]
+		}
+	}
+	return nil
 }
 
 func (p *placing) instance(version int, region events.RegionID) events.InstanceID {
@@ -551,8 +506,4 @@ func (p *placing) instance(version int, region events.RegionID) events.InstanceI
 
 func (p *placing) ref(version int, region events.RegionID) instance.Ref {
 	return instance.Ref{Region: region, Instance: p.instance(version, region)}
-}
-
-func (p *placing) owner(version int, region events.RegionID) events.Owner {
-	return events.Owner{Account: p.Account, Instance: p.instance(version, region)}
 }

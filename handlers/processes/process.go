@@ -1,8 +1,9 @@
 // Package processes holds the process managers: what spans aggregates. Each is
 // a file in the same order: what it carries from whom to whom, its row, the fold
 // with what it sends, what a refusal means, when it is over. A process does no
-// I/O; its facts are the journal's, its effects are commands with derived ids,
-// so that a step taken twice is a step taken once.
+// I/O; its facts are the journal's, its effects are commands whose ids derive
+// from the event that led to them, so that a step taken twice is a step taken
+// once.
 package processes
 
 import (
@@ -23,14 +24,14 @@ type Row interface {
 	Refused(s Send, why *aggregates.Refusal) []Send
 	// Index names the row by other things than its key: "work/<id>".
 	Index() []string
-	// Over says that the row is not needed any more.
+	// Over says that the row is not needed, any more or at all.
 	Over() bool
 }
 
 // Send is a command on its way from a process.
 type Send struct {
-	// Step is unique among what the row ever sends with another meaning; the
-	// command's id is derived from it.
+	// Step is unique among what the row sends because of one event; the
+	// command's id derives from the row, the event and the step.
 	Step    string
 	Account events.AccountID
 	execute func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error)
@@ -74,6 +75,8 @@ func All() []Definition {
 		define[holding]("holding", holdingKeys),
 		define[placing]("placing", placingKeys),
 		define[environments]("environments", environmentKeys),
+		define[draining]("draining", drainingKeys),
+		define[evicting]("evicting", evictingKeys),
 	}
 }
 

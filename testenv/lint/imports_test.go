@@ -58,7 +58,7 @@ var owners = []owner{
 		"there is one CEL environment, compiled, cost-limited and versioned in one place"},
 	{"github.com/cockroachdb/pebble", []string{"projections/..."},
 		"rows and the position they stand for are one batch, and projections is where that is kept"},
-	{"github.com/nats-io", []string{"events/journal/...", "handlers/bus/...", "handlers/commands/...", "cmd/..."},
+	{"github.com/nats-io", []string{"events/journal/...", "handlers/bus/...", "handlers/commands/...", "handlers/documents/...", "cmd/..."},
 		"facts go through events/journal, commands through handlers/commands, everything else about the bus through handlers/bus"},
 }
 

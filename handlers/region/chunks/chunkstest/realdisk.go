@@ -7,8 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,6 +20,10 @@ var errEnough = errors.New("enough")
 // programs, tests). Where the tree is too small it comes again, shifted, so that blocks do not repeat.
 func RealDisk(tb testing.TB, path string, size int64) {
 	tb.Helper()
+	root, err := exec.CommandContext(tb.Context(), "go", "env", "GOROOT").Output()
+	if err != nil {
+		tb.Fatal(err)
+	}
 	f, err := os.Create(path)
 	if err != nil {
 		tb.Fatal(err)
@@ -29,7 +33,7 @@ func RealDisk(tb testing.TB, path string, size int64) {
 	for err == nil {
 		_, err = out.WriteString("shift")
 		if err == nil {
-			err = archive(out, runtime.GOROOT())
+			err = archive(out, strings.TrimSpace(string(root)))
 		}
 	}
 	if !errors.Is(err, errEnough) {
