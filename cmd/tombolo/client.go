@@ -134,6 +134,9 @@ func (c *client) read(ctx context.Context, path string, query url.Values) ([]byt
 // write sends a command. The answer's position is what later reads wait for.
 func (c *client) write(ctx context.Context, method, path string, body any) ([]byte, api.Accepted, error) {
 	var accepted api.Accepted
+	if c.app.dryRun && !strings.HasPrefix(path, "/v1/check/") {
+		return nil, accepted, usage("this command has no plan to show; nothing was done").withNext("leave --dry-run away")
+	}
 	if body == nil {
 		body = struct{}{}
 	}
