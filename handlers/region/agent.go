@@ -39,6 +39,7 @@ type Agent struct {
 	transferListener, httpListener net.Listener
 	transferServer                 *transfer.Server
 	uploads                        *uploads
+	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
 
 	mu    sync.Mutex
@@ -90,7 +91,10 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if err := a.openTransfer(); err != nil {
 		return nil, err
 	}
-	return a, nil
+	if a.devices, err = newDevices(a); err != nil {
+		return nil, err
+	}
+	return a, a.devices.openAll(context.Background())
 }
 
 // openTransfer prepares what moves chunks between this region and others.
@@ -173,6 +177,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
 	g.Go(func() error {
+		err := a.devices.server.ListenAndServe(ctx, a.devices.socket, func() {})
+		return errors.Join(err, ctx.Err())
+	})
+	g.Go(func() error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
@@ -209,6 +217,9 @@ func (a *Agent) Close() error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if a.devices != nil {
+		errs = append(errs, a.devices.close())
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())

@@ -54,10 +54,13 @@ func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
 		if err != nil && !os.IsNotExist(err) {
 			return nil, err
 		}
-		out = append(out, Effect{"environment", e.Name(), events.WorkID(strings.TrimSpace(string(owner)))})
+		out = append(out, Effect{"environment", e.Name(), orderOf(owner)})
 	}
 	return out, nil
 }
+
+// orderOf reads the id of the order that made an environment.
+func orderOf(file []byte) events.WorkID { return events.WorkID(strings.TrimSpace(string(file))) }
 
 // Orphans lists the effects that no order owns: the order is not known, or it
 // was undone or written off.
@@ -120,9 +123,9 @@ func (a *Agent) remove(ctx context.Context, e Effect) (err error) {
 	case "hold":
 		_, err = a.store.Release(ctx, e.Name)
 	case "upload":
-		return a.uploads.drop(e.Owner)
+		err = a.uploads.drop(e.Owner)
 	case "environment":
-		return os.RemoveAll(a.environmentPath(events.EnvironmentID(e.Name)))
+		err = a.dropEnvironment(ctx, events.EnvironmentID(e.Name))
 	}
 	return errors.Join(err, a.collect(ctx))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
-	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/commands/client"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/handlers/trust"
@@ -68,10 +67,16 @@ func (p *Program) composeAgent(ctx context.Context, id events.RegionID, conn *bu
 		return nil, err
 	}
 	docs := documents.NewRemote(conn.Conn)
+	control := client.New(conn, id)
 	return region.Open(region.Config{
 		Dir: p.dir("regions", string(id)), Region: id,
-		Journal: j, Commander: agentCommands{commands.NewAgentClient(conn.Conn, id)}, Documents: docs,
-		Progress: func(r region.Progress) { tellProgress(conn.Conn, log, r) }, Log: log,
+		Journal: j, Commander: control, Documents: docs,
+		Progress: func(r region.Progress) {
+			if err := control.Progress(r.Account, r.Work, r); err != nil {
+				log.Debug("progress could not be told", "error", err)
+			}
+		},
+		Log:         log,
 		Certificate: certificate, Authority: authority.Pool(),
 		TransferListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
 		HTTP: func(feed *projections.Feed) http.Handler {
@@ -80,31 +85,6 @@ func (p *Program) composeAgent(ctx context.Context, id events.RegionID, conn *bu
 		},
 		Authorize: authorize,
 	})
-}
-
-// agentCommands gives the agent's client the form that the agent wants.
-type agentCommands struct{ client *commands.Client }
-
-// commandPatience is how long an agent waits for the answer to a report before
-// it sends the same report again.
-const commandPatience = 10 * time.Second
-
-func (c agentCommands) Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandPatience)
-	defer cancel()
-	answer, err := c.client.Do(ctx, account, kind, verb, id, body)
-	return answer.Sequence, err
-}
-
-// tellProgress publishes a report for whoever watches; a lost one is no loss.
-func tellProgress(conn *nats.Conn, log *slog.Logger, r region.Progress) {
-	b, err := json.Marshal(r)
-	if err == nil {
-		err = conn.Publish(ProgressPrefix+string(r.Account)+"."+string(r.Region)+"."+string(r.Operation), b)
-	}
-	if err != nil {
-		log.Debug("progress could not be told", "error", err)
-	}
 }
 
 // authorize reads the bearer token of an upload and gives the account it acts
