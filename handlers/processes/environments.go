@@ -23,7 +23,7 @@ type environments struct {
 	Environment events.EnvironmentID       `json:"environment"`
 	Declared    events.EnvironmentDeclared `json:"declared"`
 
-	Bound    map[string][]events.Lease `json:"bound,omitempty"` // by resource type
+	Bound    map[string][]events.Lease `json:"bound"` // by resource type
 	Copying  bool                      `json:"copying,omitempty"`
 	Mapped   bool                      `json:"mapped,omitempty"`
 	Work     events.WorkID             `json:"work,omitempty"` // receive or clone, until it is undone

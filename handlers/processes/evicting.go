@@ -54,7 +54,9 @@ func (v *evicting) React(r events.Record) []Send {
 	case events.CopyWanted:
 		*v = evicting{Aggregate: r.Aggregate, Wanted: &events.CopyWanted{Template: e.Template, Version: e.Version, Cached: e.Cached}}
 	case events.CopyKept:
-		v.Wanted.Cached = false
+		if v.Wanted != nil {
+			v.Wanted.Cached = false
+		}
 	case events.EnvironmentDeclared, events.WorkOrdered, events.WorkRetried, events.WorkUndoOrdered:
 		*v = evicting{Aggregate: r.Aggregate}
 	case events.CopyRemoved, events.EnvironmentDeleted, events.WorkDone, events.WorkFailed, events.WorkUndone, events.WorkWrittenOff:

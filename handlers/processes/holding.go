@@ -23,9 +23,9 @@ type holding struct {
 	Instance events.InstanceID `json:"instance"`
 	Wanted   events.CopyWanted `json:"wanted"`
 
-	Missing   []string                  `json:"missing,omitempty"`  // types that their pool has not answered for
-	Waiting   []string                  `json:"waiting,omitempty"`  // those of them whose pool had nothing
-	Reserved  map[string][]events.Lease `json:"reserved,omitempty"` // by resource type
+	Missing   []string                  `json:"missing,omitempty"` // types that their pool has not answered for
+	Waiting   []string                  `json:"waiting,omitempty"` // those of them whose pool had nothing
+	Reserved  map[string][]events.Lease `json:"reserved"`          // by resource type
 	Mapped    bool                      `json:"mapped,omitempty"`
 	From      events.InstanceID         `json:"from,omitempty"` // whose leases it takes over, being the active one
 	Copy      events.WorkID             `json:"copy,omitempty"` // ordered last
