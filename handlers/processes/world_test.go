@@ -43,6 +43,7 @@ type world struct {
 	works     map[string]events.Aggregate
 	orders    map[events.Aggregate]*order
 	dues      []Due
+	free      bool // which events come depends on who is faster; what holds at rest must hold
 }
 
 // order is a work order as its agent sees it.
@@ -419,13 +420,13 @@ func (w *world) checkMaps(pools map[events.Aggregate]pool.State) {
 
 // replayed hands all events to managers that have lost their rows, and says what
 // they added to the journal.
-func (w *world) replayed(store *projections.Store, run string) []string {
+func (w *world) replayed(store *projections.Store, of string) []string {
 	w.t.Helper()
 	before := len(w.records)
-	w.managers = w.newManagers(w.journal, store, run)
+	w.managers = w.newManagers(w.journal, store, of+"-again")
 	names := All()
 	for i, m := range w.managers {
-		m.Name = strings.TrimSuffix(names[i].Name, "") + "-" + strings.SplitN(run, "x", 2)[0]
+		m.Name = names[i].Name + "-" + of // so that what it sends has the ids that it had
 	}
 	w.cursors = make([]uint64, len(w.managers))
 	w.settle()
