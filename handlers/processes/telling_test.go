@@ -71,13 +71,13 @@ func (w *world) detail(e events.Event) string {
 		}
 		return string(e.Outcome)
 	case events.LeasesReserved:
-		return w.owner(e.Owner) + " " + leases(e.Leases) + inherits(e.Inherited)
+		return w.owner(e.Owner) + leases(" ", e.Leases) + leases(" inherits ", e.Inherited)
 	case events.LeasesConfirmed:
 		return w.owner(e.Owner)
 	case events.LeasesInherited:
 		return fmt.Sprintf("%s gives %d to %s", w.owner(e.From), len(e.Leases), w.owner(e.To))
 	case events.LeasesBound:
-		return w.owner(e.Owner) + " " + leases(e.Bound) + fresh(e.Fresh)
+		return w.owner(e.Owner) + leases(" ", e.Bound) + leases(" fresh ", e.Fresh)
 	case events.LeasesReleased:
 		return fmt.Sprintf("%s %s, %d freed, %d kept, %d passed", w.owner(e.Owner), e.Why, len(e.Freed), len(e.Kept), len(e.Passed))
 	}
@@ -99,24 +99,13 @@ func mapping(subs []events.Substitution) string {
 	return strings.Join(out, " ")
 }
 
-func leases(list []events.Lease) string {
+func leases(before string, list []events.Lease) string {
 	var out []string
 	for _, l := range list {
 		out = append(out, l.Value)
 	}
-	return strings.Join(out, " ")
-}
-
-func inherits(list []events.Lease) string {
-	if len(list) == 0 {
+	if len(out) == 0 {
 		return ""
 	}
-	return "inherits " + leases(list)
-}
-
-func fresh(list []events.Lease) string {
-	if len(list) == 0 {
-		return ""
-	}
-	return "fresh " + leases(list)
+	return before + strings.Join(out, " ")
 }
