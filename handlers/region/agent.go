@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,6 +43,8 @@ type Agent struct {
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
 
+	owned chan struct{} // closed when the region is this agent's
+
 	mu    sync.Mutex
 	epoch int
 	jobs  map[events.WorkID]*running
@@ -53,7 +56,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.Slots == 0 {
 		cfg.Slots = DefaultSlots
 	}
-	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), jobs: map[events.WorkID]*running{}}
+	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -72,6 +75,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.store = store
+	if cfg.Store != nil {
+		a.store = cfg.Store(store)
+	}
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
 	}
@@ -160,14 +166,40 @@ func (a *Agent) takeDir() error {
 	return f.Sync()
 }
 
-// HTTPAddress is where the region answers people.
-func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
+// HTTPAddress is where people reach the region.
+func (a *Agent) HTTPAddress() string {
+	return cmp.Or(a.cfg.HTTPAdvertise, a.httpListener.Addr().String())
+}
 
-// TransferAddress is where the region answers other regions.
-func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
+// TransferAddress is where other regions reach it.
+func (a *Agent) TransferAddress() string {
+	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
+}
+
+// ID is the agent's id, kept in its data directory.
+func (a *Agent) ID() string { return a.id }
+
+// around tells of a change to the host: call it before, and what it gives after.
+func (a *Agent) around(c Change) func() {
+	if a.cfg.Around == nil {
+		return func() {}
+	}
+	return a.cfg.Around(c)
+}
 
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
+
+// Ready returns when the region is this agent's and it takes work. Run must have
+// been called.
+func (a *Agent) Ready(ctx context.Context) error {
+	select {
+	case <-a.owned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Run serves, follows the journal and works until the context ends, or the
 // region is lost to another epoch (stale-epoch).
@@ -184,6 +216,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
+		close(a.owned)
 		return a.schedule(ctx)
 	})
 	err := g.Wait()
@@ -197,7 +230,7 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
 	if a.cfg.HTTP != nil {
-		mux.Handle("/", a.cfg.HTTP(a.feed))
+		mux.Handle("/", a.cfg.HTTP(a))
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { server.Close() })

@@ -45,10 +45,12 @@ func (a *Agent) dropEnvironment(ctx context.Context, id events.EnvironmentID) er
 	if err := a.devices.drop(id); err != nil {
 		return err
 	}
+	done := a.around(RemoveEnvironment)
 	for _, part := range []string{"graph.json", "disks", ""} {
 		if err := os.RemoveAll(a.environmentPath(id, part)); err != nil {
 			return err
 		}
 	}
+	done()
 	return a.release(ctx, id, nil)
 }

@@ -148,6 +148,7 @@ func (j *job) manifest(ctx context.Context) (m graph.Manifest, raw []byte, err e
 }
 
 func (j *job) keepManifest(raw []byte) error {
+	defer j.agent.around(KeepManifest)()
 	return writeDurably(j.agent.manifestPath(j.Order.Manifest), raw)
 }
 
@@ -177,6 +178,7 @@ func (j *job) remove(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, ended(err)
 	}
+	defer j.agent.around(RemoveManifest)()
 	if err := os.Remove(j.agent.manifestPath(j.Order.Manifest)); err != nil && !os.IsNotExist(err) {
 		return events.Result{}, err
 	}

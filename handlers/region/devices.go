@@ -104,9 +104,11 @@ func (d *devices) create(ctx context.Context, id events.EnvironmentID, g graph.G
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return err
 		}
+		done := d.agent.around(CreateVolumes)
 		if err := volumes.Create(path, chunks.Digest(disk.Digest), disk.Size); err != nil {
 			return err
 		}
+		done()
 	}
 	return d.openEnvironment(ctx, id, g)
 }
