@@ -19,6 +19,10 @@ type agentAddresses struct {
 	Agent    string `json:"agent"`
 	HTTP     string `json:"http"`
 	Transfer string `json:"transfer"`
+	Listen   struct {
+		HTTP     string `json:"http"`
+		Transfer string `json:"transfer"`
+	} `json:"listen"` // where it listens; the others are as it is reached
 }
 
 func (a *app) agentCommand() *cobra.Command {
@@ -92,7 +96,9 @@ func (a *app) runAgent(ctx context.Context, c program.AgentConfig) (err error) {
 		cancel()
 	}()
 	if err := agent.Ready(ctx); err == nil {
-		if err := a.announceAgent(agentAddresses{string(c.Enrolment.Region), agent.ID(), "http://" + agent.HTTPAddress(), agent.TransferAddress()}); err != nil {
+		at := agentAddresses{Region: string(c.Enrolment.Region), Agent: agent.ID(), HTTP: "http://" + agent.HTTPAddress(), Transfer: agent.TransferAddress()}
+		at.Listen.HTTP, at.Listen.Transfer = agent.Listens()
+		if err := a.announceAgent(at); err != nil {
 			cancel()
 			return errors.Join(err, <-ran)
 		}

@@ -31,6 +31,7 @@ type orphanInput struct {
 }
 
 type enrolInput struct {
+	Scope
 	Region string `path:"region" doc:"id, name or alias"`
 }
 

@@ -176,6 +176,11 @@ func (a *Agent) TransferAddress() string {
 	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
 }
 
+// Listens is where the agent listens, whatever it is reached by.
+func (a *Agent) Listens() (http, transfer string) {
+	return a.httpListener.Addr().String(), a.transferListener.Addr().String()
+}
+
 // ID is the agent's id, kept in its data directory.
 func (a *Agent) ID() string { return a.id }
 
