@@ -41,6 +41,7 @@ type Agent struct {
 	uploads                        *uploads
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
+	owned                          chan struct{} // closed once the region is this agent's
 
 	mu    sync.Mutex
 	epoch int
@@ -53,7 +54,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.Slots == 0 {
 		cfg.Slots = DefaultSlots
 	}
-	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), jobs: map[events.WorkID]*running{}}
+	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -166,6 +167,9 @@ func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
 // TransferAddress is where the region answers other regions.
 func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
 
+// Owned is closed once Run has made the region this agent's.
+func (a *Agent) Owned() <-chan struct{} { return a.owned }
+
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
 
@@ -184,6 +188,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
+		close(a.owned)
 		return a.schedule(ctx)
 	})
 	err := g.Wait()
