@@ -9,6 +9,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/operation"
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
+	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 )
 
@@ -273,15 +274,20 @@ func (p *placing) onCancel(op events.OperationID) []Send {
 // onRetry has what failed or waits tried again.
 func (p *placing) onRetry(op events.OperationID, asked events.RetryAsked) []Send {
 	e := p.effort(op)
+	var out []Send
+	for _, v := range p.Versions {
+		if v.Stuck && (op == p.Deleting || e != nil && e.Version == v.Version) {
+			out = append(out, send(p.Account, fmt.Sprintf("retry save %d", v.Version), work.Retry{Ref: work.Ref{Region: v.Source.Region, Work: v.Save}}))
+		}
+	}
 	if e == nil || e.Outcome != "" {
-		return nil
+		return out
 	}
 	e.Said = ""
 	v := p.version(cmp.Or(e.Version, p.Active))
-	if v == nil {
-		return nil
+	if v == nil || e.Cancelled {
+		return append(out, p.ended()...)
 	}
-	var out []Send
 	for _, region := range slices.Sorted(maps.Keys(v.Held)) {
 		state := v.Held[region]
 		if state != failed && state != wanted || asked.Region != "" && asked.Region != region || e.Version == 0 && !slices.Contains(e.Add, region) {
