@@ -387,7 +387,7 @@ func (p *placing) onRetired(e events.VersionRetired) []Send {
 		return nil // the template was deleted meanwhile, and it with it
 	}
 	v.Gone = true
-	p.conclude(v, events.Succeeded, nil)
+	p.conclude(v, events.Cancelled, &overtaken) // only what some region has not got is still there to conclude
 	op := v.Operation
 	if a := p.version(p.Active); a != nil {
 		op = a.Operation
