@@ -67,6 +67,8 @@ func TestWant(t *testing.T) {
 	facts(t, wanted).When(Want{ref, other()}).Refused("manifest-differs")
 	facts(t, wanted, leaving).When(Want{ref, wanted}).Refused("removal-unfinished")
 	facts(t, wanted, leaving, removed).When(Want{ref, wanted}).Then(wanted)
+	facts(t).When(Want{ref, events.CopyWanted{}}).Refused("bad-manifest")
+	facts(t).When(Demand{ref, events.CopyWanted{}}).Refused("bad-manifest")
 	facts(t, wanted, leaving, removed).When(Want{ref, other()}).Then(other())
 }
 

@@ -17,7 +17,7 @@ import (
 // has ended, every deletion is complete, and what holds at rest holds.
 func TestAtRest(t *testing.T) {
 	store := openStore(t)
-	for seed := range uint64(150) {
+	for seed := range uint64(1500) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			w := newWorld(t, store, fmt.Sprint(seed))
