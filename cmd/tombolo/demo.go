@@ -28,7 +28,6 @@ type demo struct {
 	*app
 	dir     string
 	number  string
-	bytes   int64
 	context contexts.Context
 	file    string // of the context
 	program *program.Program
@@ -37,14 +36,11 @@ type demo struct {
 func (a *app) demoCommand() *cobra.Command {
 	d := &demo{app: a}
 	var keep bool
-	var mib int64
 	c := a.verb("demo", "Show the main job end to end, on real disks of this machine", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		d.bytes = mib << 20
 		return a.demo(ctx, d, keep)
 	})
 	c.Flags().StringVar(&d.number, "number", "73291467", "the template's number, eight digits")
 	c.Flags().StringVar(&d.dir, "data", "", "folder to work in, which must not be there yet (default: a fresh one among the system's temporary files)")
-	c.Flags().Int64Var(&mib, "mib", 256, "how much file data the disks hold, at least (MiB)")
 	c.Flags().BoolVar(&keep, "keep", false, "leave the folder when it ends; `tombolo up --data FOLDER/data` goes on from there")
 	return c
 }
@@ -97,6 +93,9 @@ func (d *demo) note(format string, args ...any) {
 	fmt.Fprintf(d.out, "   %s\n", fmt.Sprintf(format, args...))
 }
 
+// demoBytes is how much file data the disks hold, at least.
+const demoBytes = 256 << 20
+
 // machines of the environment; each has one disk.
 func machines() []string { return []string{"web", "app", "db"} }
 
@@ -105,7 +104,7 @@ func (d *demo) image(machine string, version int) string {
 }
 
 func (d *demo) buildDisks(ctx context.Context) error {
-	specs, err := images.Plan(images.Sources(ctx), d.bytes, machines()...)
+	specs, err := images.Plan(images.Sources(ctx), demoBytes, machines()...)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 func TestDemo(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	var out, errs bytes.Buffer
-	code := execute(t.Context(), []string{"demo", "--number", "48151623", "--mib", "48"}, streams{strings.NewReader(""), &out, &errs}, os.Getenv)
+	code := execute(t.Context(), []string{"demo", "--number", "48151623"}, streams{strings.NewReader(""), &out, &errs}, os.Getenv)
 	if code != exitOK {
 		t.Fatalf("exit %d\n%s\n%s", code, out.String(), errs.String())
 	}
