@@ -31,6 +31,7 @@ type Agent struct {
 	id     string
 	store  chunks.Store
 	cache  *chunks.Cache
+	ready  *readyDisks
 	reads  *projections.Store
 	feed   *projections.Feed
 	links  *transfer.Links
@@ -75,6 +76,10 @@ func Open(cfg Config) (_ *Agent, err error) {
 	a.store = store
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
+	}
+	a.ready = newReadyDisks(a.cache)
+	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
+		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
 	}
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
@@ -225,6 +230,9 @@ func (a *Agent) Close() error {
 	}
 	if a.devices != nil {
 		errs = append(errs, a.devices.close())
+	}
+	if a.ready != nil {
+		a.ready.close()
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())
