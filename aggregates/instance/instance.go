@@ -104,6 +104,15 @@ func (c Want) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) 
 	return c.CopyWanted, nil
 }
 
+// StillWanted changes nothing: it is what a process asks before it takes
+// something for an instance on the strength of an old event.
+type StillWanted struct{ Ref }
+
+// Decide refuses copy-not-wanted, or instance-unknown.
+func (c StillWanted) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
+	return nil, s.wantedAt(c.Ref)
+}
+
 // Demand asks the region to hold the version because an environment is to be
 // made from it there. It is Want, but says no where a copy cannot be waited for:
 // it is verified already, or it has stopped and needs somebody.

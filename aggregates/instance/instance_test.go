@@ -78,6 +78,13 @@ func TestACachedCopyIsKeptOnceItIsWanted(t *testing.T) {
 	facts(t, wanted).When(Want{ref, cached()}).Nothing() // wanted is more than cached
 }
 
+func TestStillWanted(t *testing.T) {
+	facts(t, wanted).When(StillWanted{ref}).Nothing()
+	facts(t).When(StillWanted{ref}).Refused("instance-unknown")
+	facts(t, wanted, leaving).When(StillWanted{ref}).Refused("copy-not-wanted")
+	facts(t, wanted, leaving, removed).When(StillWanted{ref}).Refused("copy-not-wanted")
+}
+
 func TestDemand(t *testing.T) {
 	facts(t).When(Demand{ref, cached()}).Then(cached())
 	facts(t, wanted).When(Demand{ref, cached()}).Nothing()

@@ -30,6 +30,8 @@ type effort struct {
 	Said      events.Outcome     `json:"said,omitempty"` // since the last retry
 }
 
+var overtaken = events.Cause{Code: "overtaken", Text: "the regions that it added are not wanted any more"}
+
 var cancelled = events.Cause{Code: "cancelled", Text: "its cancellation was asked for"}
 
 // outcomeOf is how something ends that was given up for this reason.
@@ -163,8 +165,11 @@ func (p *placing) over(e *effort, out *[]Send) bool {
 		return false
 	}
 	var why *events.Cause
-	if s == events.Cancelled {
+	switch {
+	case s == events.Cancelled && e.Cancelled:
 		why = &cancelled
+	case s == events.Cancelled:
+		why = &overtaken
 	}
 	*out = append(*out, p.finish(e.Operation, s, why))
 	return true
@@ -192,6 +197,9 @@ func (p *placing) stands(e *effort) (events.Outcome, bool) {
 		})
 	}
 	regions := e.Add
+	if len(e.Add) > 0 && !slices.ContainsFunc(e.Add, func(r events.RegionID) bool { return slices.Contains(p.Regions, r) }) {
+		return events.Cancelled, true
+	}
 	switch {
 	case e.Version != 0 && (v.Version == p.Active || v.Version == p.Staged):
 		regions = p.Regions

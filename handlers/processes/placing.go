@@ -47,7 +47,7 @@ type placedVersion struct {
 	Gone      bool                              `json:"gone,omitempty"`   // abandoned or retired
 	Lender    events.RegionID                   `json:"lender,omitempty"` // outside the set; holds it only until the set does
 	Held      map[events.RegionID]instanceState `json:"held"`
-	Cached    map[events.RegionID]bool          `json:"cached,omitempty"` // held without being wanted
+	Cached    map[events.RegionID]bool          `json:"cached"` // held without being wanted
 }
 
 // instanceState is what the process knows of an instance.
