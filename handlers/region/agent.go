@@ -39,6 +39,7 @@ type Agent struct {
 	transferListener, httpListener net.Listener
 	transferServer                 *transfer.Server
 	uploads                        *uploads
+	exports                        *exports
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
 
@@ -59,7 +60,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 			a.Close()
 		}
 	}()
-	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
+	for _, d := range []string{"chunks", "reads", "uploads", "exports", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -92,6 +93,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	if a.devices, err = newDevices(a); err != nil {
+		return nil, err
+	}
+	if a.exports, err = openExports(context.Background(), a); err != nil {
 		return nil, err
 	}
 	return a, a.devices.openAll(context.Background())
@@ -176,6 +180,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
+	g.Go(func() error { return a.exports.run(ctx) })
 	g.Go(func() error {
 		err := a.devices.server.ListenAndServe(ctx, a.devices.socket, func() {})
 		return errors.Join(err, ctx.Err())
@@ -196,6 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
+	a.exports.register(mux)
 	if a.cfg.HTTP != nil {
 		mux.Handle("/", a.cfg.HTTP(a.feed))
 	}
@@ -220,6 +226,9 @@ func (a *Agent) Close() error {
 	}
 	if a.devices != nil {
 		errs = append(errs, a.devices.close())
+	}
+	if a.exports != nil {
+		errs = append(errs, a.exports.close())
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())
