@@ -9,6 +9,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/operation"
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
+	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 )
 
@@ -29,6 +30,8 @@ type effort struct {
 	Cause     *events.Cause      `json:"cause,omitempty"`
 	Said      events.Outcome     `json:"said,omitempty"` // since the last retry
 }
+
+var overtaken = events.Cause{Code: "overtaken", Text: "the regions that it added are not wanted any more"}
 
 var cancelled = events.Cause{Code: "cancelled", Text: "its cancellation was asked for"}
 
@@ -163,8 +166,11 @@ func (p *placing) over(e *effort, out *[]Send) bool {
 		return false
 	}
 	var why *events.Cause
-	if s == events.Cancelled {
+	switch {
+	case s == events.Cancelled && e.Cancelled:
 		why = &cancelled
+	case s == events.Cancelled:
+		why = &overtaken
 	}
 	*out = append(*out, p.finish(e.Operation, s, why))
 	return true
@@ -192,6 +198,9 @@ func (p *placing) stands(e *effort) (events.Outcome, bool) {
 		})
 	}
 	regions := e.Add
+	if len(e.Add) > 0 && !slices.ContainsFunc(e.Add, func(r events.RegionID) bool { return slices.Contains(p.Regions, r) }) {
+		return events.Cancelled, true
+	}
 	switch {
 	case e.Version != 0 && (v.Version == p.Active || v.Version == p.Staged):
 		regions = p.Regions
@@ -265,15 +274,20 @@ func (p *placing) onCancel(op events.OperationID) []Send {
 // onRetry has what failed or waits tried again.
 func (p *placing) onRetry(op events.OperationID, asked events.RetryAsked) []Send {
 	e := p.effort(op)
+	var out []Send
+	for _, v := range p.Versions {
+		if v.Stuck && (op == p.Deleting || e != nil && e.Version == v.Version) {
+			out = append(out, send(p.Account, fmt.Sprintf("retry save %d", v.Version), work.Retry{Ref: work.Ref{Region: v.Source.Region, Work: v.Save}}))
+		}
+	}
 	if e == nil || e.Outcome != "" {
-		return nil
+		return out
 	}
 	e.Said = ""
 	v := p.version(cmp.Or(e.Version, p.Active))
-	if v == nil {
-		return nil
+	if v == nil || e.Cancelled {
+		return append(out, p.ended()...)
 	}
-	var out []Send
 	for _, region := range slices.Sorted(maps.Keys(v.Held)) {
 		state := v.Held[region]
 		if state != failed && state != wanted || asked.Region != "" && asked.Region != region || e.Version == 0 && !slices.Contains(e.Add, region) {

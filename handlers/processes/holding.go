@@ -157,7 +157,7 @@ func (h *holding) reserve(now time.Time) []Send {
 	if len(h.Missing) == 0 {
 		return h.mapWhenComplete()
 	}
-	var out []Send
+	out := []Send{guard(h.Account, instance.StillWanted{Ref: h.ref()})}
 	for _, t := range h.Missing {
 		cmd := pool.Reserve{Region: h.Region, Type: events.PoolID(t), Command: events.CommandID(fmt.Sprintf("%s/%d", h.Instance, h.at)),
 			Owner: h.owner(), Choices: map[string]string{}, InheritFrom: h.Wanted.Inherits, Until: now.Add(reservationTime)}

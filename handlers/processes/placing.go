@@ -44,10 +44,11 @@ type placedVersion struct {
 	Bytes     int64                             `json:"bytes,omitempty"`
 	Resources []events.ResourceRef              `json:"resources,omitempty"`
 	Save      events.WorkID                     `json:"save,omitempty"`   // under way
+	Stuck     bool                              `json:"stuck,omitempty"`  // its save could not be undone
 	Gone      bool                              `json:"gone,omitempty"`   // abandoned or retired
 	Lender    events.RegionID                   `json:"lender,omitempty"` // outside the set; holds it only until the set does
 	Held      map[events.RegionID]instanceState `json:"held"`
-	Cached    map[events.RegionID]bool          `json:"cached,omitempty"` // held without being wanted
+	Cached    map[events.RegionID]bool          `json:"cached"` // held without being wanted
 }
 
 // instanceState is what the process knows of an instance.
@@ -88,6 +89,9 @@ func (p *placing) Index() []string {
 	}
 	for _, e := range p.Efforts {
 		out = append(out, "operation/"+string(e.Operation))
+	}
+	if p.Deleting != "" {
+		out = append(out, "operation/"+string(p.Deleting))
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -183,8 +187,12 @@ func (p *placing) onSave(r events.Record, e events.WorkEvent) []Send {
 		}
 		return p.abandon(v, e.Why)
 	case events.WorkUndone:
-		v.Save = ""
+		v.Save, v.Stuck = "", false
 		return p.ended()
+	case events.WorkStuck:
+		v.Stuck = true
+	case events.WorkRetried:
+		v.Stuck = false
 	}
 	return nil
 }
