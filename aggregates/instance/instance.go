@@ -133,7 +133,7 @@ func (c Demand) Decide(s State, f aggregates.Facts) (events.InstanceEvent, error
 		return nil, aggregates.Refuse("copy-stopped", "the copy in %s has failed or waits for something", c.Region).
 			WithNext("see to that copy first, then try again")
 	}
-	return Want{c.Ref, c.CopyWanted}.Decide(s, f)
+	return Want(c).Decide(s, f)
 }
 
 // RecordMap fixes what stands in this region for each region-bound resource.

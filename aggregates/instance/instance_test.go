@@ -40,7 +40,7 @@ func TestOneIDForEachTemplateVersionAndRegion(t *testing.T) {
 	for _, id := range []events.InstanceID{ID("acme", "73291467", 1, "sydney"), ID("acme", "73291467", 2, "sydney"), ID("acme", "73291467", 1, "tokyo"), ID("evil", "73291467", 1, "sydney"), ID("acme", "73291468", 1, "sydney")} {
 		ids[id] = true
 	}
-	if len(ids) != 5 || ID("acme", "73291467", 1, "sydney") != ID("acme", "73291467", 1, "sydney") {
+	if again := ID("acme", "73291467", 1, "sydney"); len(ids) != 5 || !ids[again] {
 		t.Error(ids)
 	}
 	if got := ref.Aggregate("acme").Subject(); got != "tombolo.events.acme.sydney.instance.i1" {

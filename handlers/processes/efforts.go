@@ -31,7 +31,7 @@ type effort struct {
 	Said      events.Outcome     `json:"said,omitempty"` // since the last retry
 }
 
-var overtaken = events.Cause{Code: "overtaken", Text: "the regions that it added are not wanted any more"}
+var overtaken = events.Cause{Code: "overtaken", Text: "what it had not done yet is not wanted any more"}
 
 var cancelled = events.Cause{Code: "cancelled", Text: "its cancellation was asked for"}
 
@@ -83,8 +83,6 @@ func (p *placing) conclude(v *placedVersion, outcome events.Outcome, why *events
 		case e.Version != v.Version || e.Outcome != "":
 		case e.Cancelled:
 			e.Outcome, e.Cause = events.Cancelled, &cancelled
-		case e.Said != "" && outcome == events.Succeeded:
-			e.Outcome = e.Said // some regions never got it
 		default:
 			e.Outcome, e.Cause = outcome, why
 		}
@@ -92,14 +90,14 @@ func (p *placing) conclude(v *placedVersion, outcome events.Outcome, why *events
 }
 
 // concludeAll decides it for all that is under way; what only waits in the queue
-// ends at once. What has been said already ("partly") stays said.
+// ends at once.
 func (p *placing) concludeAll(why events.Cause) []Send {
 	var out []Send
 	p.Efforts = slices.DeleteFunc(p.Efforts, func(e effort) bool {
 		if e.Queued {
 			out = append(out, p.finish(e.Operation, outcomeOf(why), &why))
 		}
-		return e.Queued || e.Said != "" && e.Outcome == ""
+		return e.Queued
 	})
 	for i := range p.Efforts {
 		if e := &p.Efforts[i]; e.Outcome == "" {
