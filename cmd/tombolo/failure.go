@@ -36,6 +36,8 @@ type failure struct {
 	Where    string        `json:"where,omitempty"`
 	Next     string        `json:"next,omitempty"`
 	Findings []api.Finding `json:"findings,omitempty"`
+
+	Plan json.RawMessage `json:"plan,omitempty"` // of what has to be confirmed
 }
 
 func (f *failure) Error() string { return f.Text + " (" + f.Code + ")" }
@@ -104,6 +106,9 @@ func (f *failure) print(a *app) {
 	fmt.Fprintf(a.err, "%serror:%s %s (%s)\n", red, plain, f.Text, f.Code)
 	if f.Where != "" {
 		fmt.Fprintf(a.err, "  where: %s\n", f.Where)
+	}
+	if text := planText(f.Plan); text != "" {
+		fmt.Fprintf(a.err, "  plan: %s\n", text)
 	}
 	for _, finding := range f.Findings {
 		fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)

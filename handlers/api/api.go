@@ -39,6 +39,7 @@ type User struct {
 // Commander is the bus's front door as this package needs it: commands.Door.
 type Commander interface {
 	Do(ctx context.Context, r commands.Request) (commands.Answer, error)
+	Plan(ctx context.Context, r commands.Request) (json.RawMessage, error)
 }
 
 // Documents gives graphs and manifests by digest.
@@ -100,6 +101,7 @@ func New(c Config) *Server {
 	s.poolRoutes()
 	s.environmentRoutes()
 	s.templateRoutes()
+	s.instantiateRoutes()
 	s.operationRoutes()
 	s.workRoutes()
 	s.accountRoutes()
