@@ -74,6 +74,8 @@ type Config struct {
 	Documents Documents
 	Progress  Progress
 	Handlers  Handlers       // nil: nothing is ever parked here
+	Host      Host           // nil: this is the control plane, which holds no effects
+	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
@@ -98,6 +100,8 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.enrolRoutes()
+	s.hostRoutes()
 	s.poolRoutes()
 	s.environmentRoutes()
 	s.templateRoutes()
