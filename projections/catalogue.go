@@ -253,7 +253,7 @@ func versionKey(template string, version int) Key { return Key{template, Number(
 func (Catalogue) Name() string { return "catalogue" }
 
 // Shape of the rows.
-func (Catalogue) Shape() int { return 1 }
+func (Catalogue) Shape() int { return 2 }
 
 // Tables of the catalogue.
 func (Catalogue) Tables() []Described {

@@ -30,7 +30,7 @@ var commands = NewTable("command-ids", "command", func(c CommandRow) Key { retur
 func (CommandIDs) Name() string { return "command-ids" }
 
 // Shape of the rows.
-func (CommandIDs) Shape() int { return 1 }
+func (CommandIDs) Shape() int { return 2 }
 
 // Tables of command ids.
 func (CommandIDs) Tables() []Described { return []Described{commands} }

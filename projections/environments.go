@@ -92,7 +92,7 @@ var (
 func (Environments) Name() string { return "environments" }
 
 // Shape of the rows.
-func (Environments) Shape() int { return 1 }
+func (Environments) Shape() int { return 2 }
 
 // Tables of environments.
 func (Environments) Tables() []Described { return []Described{environments, environmentMaps} }

@@ -3,7 +3,6 @@ package projections
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"iter"
 
@@ -30,11 +29,12 @@ type Described interface{ describe() []tableID }
 
 // Table is a kind of rows of one projection or consumer. It is a description
 // and holds nothing: declare it once, in a variable that never changes. Rows
-// are stored as JSON.
+// are structs of exported fields with JSON names; codec.go says how they are stored.
 type Table[R any] struct {
 	id      tableID
 	key     func(R) Key
 	indexes []*Index[R]
+	codec   codec[R]
 }
 
 // Index finds a table's rows by other parts than their key. A row is found
@@ -53,7 +53,7 @@ func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
 // row's key follows from the row. It panics on names that are not tokens:
 // those are errors of the program's text.
 func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index[R]) *Table[R] {
-	t := &Table[R]{tableID{projection, name}, key, indexes}
+	t := &Table[R]{tableID{projection, name}, key, indexes, codecOf[R]()}
 	seen := map[string]bool{}
 	for _, n := range append([]string{projection, name}, names(indexes)...) {
 		if !events.IsToken(n) {
@@ -103,7 +103,7 @@ func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
 }
 
 func (t *Table[R]) decode(value []byte) (row R, err error) {
-	if err := json.Unmarshal(value, &row); err != nil {
+	if err := t.codec.unmarshal(value, &row); err != nil {
 		return row, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
 	}
 	return row, nil
@@ -112,10 +112,7 @@ func (t *Table[R]) decode(value []byte) (row R, err error) {
 // Put stores a row, in place of the one with the same key. Storing what is
 // there already stores nothing.
 func (t *Table[R]) Put(w *Batch, row R) error {
-	value, err := t.encode(row)
-	if err != nil {
-		return err
-	}
+	value := t.encode(w, &row)
 	key := t.rowKey(t.key(row))
 	old, err := w.get(t.id, key)
 	if err != nil || bytes.Equal(old, value) {
@@ -137,20 +134,12 @@ func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
 	if err := w.check(t.id); err != nil {
 		return err
 	}
-	value, err := t.encode(row)
-	if err != nil {
-		return err
-	}
-	return t.store(w, t.rowKey(t.key(row)), value, t.allEntries(nil), t.allEntries(&row))
+	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), t.allEntries(nil), t.allEntries(&row))
 }
 
-func (t *Table[R]) encode(row R) ([]byte, error) {
-	value, err := json.Marshal(row)
-	if err != nil {
-		return nil, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
-	}
-	return value, nil
-}
+// encode gives the row as it is stored; the next encode overwrites it unless it
+// was put in between.
+func (t *Table[R]) encode(w *Batch, row *R) []byte { return t.codec.marshal(w.t.room[:0], row) }
 
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
@@ -189,9 +178,9 @@ func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 		}
 		return t.Put(w, row)
 	}
-	value, err := t.encode(row)
-	if err != nil || bytes.Equal(old, value) {
-		return err
+	value := t.encode(w, &row)
+	if bytes.Equal(old, value) {
+		return nil
 	}
 	return t.store(w, k, value, was, t.allEntries(&row))
 }
@@ -217,6 +206,7 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is [][][]byte) error 
 			}
 		}
 	}
+	w.t.keep(value)
 	return w.put(key, value)
 }
 
