@@ -3,6 +3,7 @@ package projections
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -32,8 +33,8 @@ type cachedRow struct {
 // roomBytes is how much room for rows is made at once.
 const roomBytes = 64 << 10
 
-func newTxn(db *pebble.DB, older rowCache) *txn {
-	return &txn{db: db, out: db.NewBatch(), rows: rowCache{}, older: older}
+func newTxn(db *pebble.DB, rows, older rowCache) *txn {
+	return &txn{db: db, out: db.NewBatch(), rows: rows, older: older}
 }
 
 // get gives a current row, nil if there is none. The caller must not change it.
@@ -102,17 +103,21 @@ func write(b *pebble.Batch, key string, value []byte) error {
 	return op.Finish()
 }
 
-// commit writes everything in one batch and ends the txn. What it gives is what
-// the next one need not read.
-func (t *txn) commit() (rowCache, error) {
+// commit writes everything in one batch and ends the txn.
+func (t *txn) commit() error {
+	keys := make([]string, 0, len(t.rows))
 	for k, r := range t.rows {
 		if r.changed {
-			if err := write(t.out, k, r.value); err != nil {
-				return nil, errors.Join(err, t.discard())
-			}
+			keys = append(keys, k)
 		}
 	}
-	return t.rows, errors.Join(t.out.Commit(pebble.NoSync), t.discard())
+	slices.Sort(keys) // Pebble takes what is in order faster
+	for _, k := range keys {
+		if err := write(t.out, k, t.rows[k].value); err != nil {
+			return errors.Join(err, t.discard())
+		}
+	}
+	return errors.Join(t.out.Commit(pebble.NoSync), t.discard())
 }
 
 // discard ends the txn.

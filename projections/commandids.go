@@ -40,7 +40,7 @@ func (CommandIDs) Apply(w *Batch, r events.Record) error {
 	if r.Causation != "" || r.Command.ID == "" {
 		return nil
 	}
-	return commands.Put(w, CommandRow{Account: r.Actor.Account, User: r.Actor.User, ID: r.Command.ID, Digest: r.Command.Digest,
+	return replace(commands, w, CommandRow{Account: r.Actor.Account, User: r.Actor.User, ID: r.Command.ID, Digest: r.Command.Digest,
 		Type: r.Event.EventType(), Event: r.ID, Aggregate: r.Aggregate.Subject(), Sequence: r.Sequence, Revision: r.Revision})
 }
 

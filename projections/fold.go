@@ -46,6 +46,7 @@ type folder struct {
 	moved   func(batch []events.Record) error // after a commit; the folder is empty
 
 	t       *txn
+	rows    rowCache        // of t
 	older   rowCache        // of the last commit
 	pending []events.Record // what t holds
 	payload int
@@ -77,7 +78,11 @@ func (f *folder) fold(r events.Record) error {
 // apply folds one event into the open txn, and tells whose error it was.
 func (f *folder) apply(r events.Record) (string, error) {
 	if f.t == nil {
-		f.t = newTxn(f.store.db, f.older)
+		if f.rows == nil {
+			f.rows = rowCache{}
+		}
+		clear(f.rows)
+		f.t = newTxn(f.store.db, f.rows, f.older)
 	}
 	for _, g := range f.targets {
 		w := Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
@@ -123,8 +128,8 @@ func (f *folder) commit() error {
 	}
 	t := f.t
 	f.t = nil
-	var err error
-	if f.older, err = t.commit(); err != nil {
+	f.rows, f.older = f.older, f.rows
+	if err := t.commit(); err != nil {
 		return fmt.Errorf("commit rows at position %d: %w", position, err)
 	}
 	batch := f.pending

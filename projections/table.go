@@ -125,6 +125,15 @@ func (t *Table[R]) Put(w *Batch, row R) error {
 	return t.store(w, key, value, was, t.allEntries(&row))
 }
 
+// replace is Put of a row that every event makes anew, in a table without
+// indexes: what was there does not matter, so it is not read.
+func replace[R any](t *Table[R], w *Batch, row R) error {
+	if err := w.check(t.id); err != nil {
+		return err
+	}
+	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), nil, nil)
+}
+
 // create stores the row that an event makes. That of an aggregate's first event
 // cannot be there yet, so nothing is read to find out; one that may be is Put.
 func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
