@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -141,6 +142,13 @@ func (f *folder) commit() error {
 // most events.MaxPayload.
 const pumpLength = 256
 
+// A feed that has folded burstEvents without a pause is catching up: it waits
+// burstPause for more before it commits, for large commits cost far less.
+const (
+	burstEvents = 64
+	burstPause  = 5 * time.Millisecond
+)
+
 // pump follows the journal and folds, committing whenever nothing more is
 // waiting: at the tip that is after each event. It calls settle when idle and when woken.
 func pump(ctx context.Context, from Follower, f *folder, step func(events.Record) error, wake <-chan struct{}, settle func() error) error {
@@ -163,17 +171,32 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		for range records { // until the follower has returned
 		}
 	}()
+	late := time.NewTimer(0)
+	defer late.Stop()
 	for {
+		var r events.Record
+		var ok, waiting bool
 		select {
-		case r, ok := <-records:
-			if !ok {
-				return errors.Join(f.commit(), ended(ctx, f, followed))
+		case r, ok = <-records:
+		default:
+			waiting = true
+		}
+		if waiting && len(f.pending) >= burstEvents {
+			late.Reset(burstPause)
+			select {
+			case r, ok = <-records:
+				waiting = false
+			case <-late.C:
 			}
+		}
+		switch {
+		case !waiting && !ok:
+			return errors.Join(f.commit(), ended(ctx, f, followed))
+		case !waiting:
 			if err := step(r); err != nil {
 				return err
 			}
 			continue
-		default:
 		}
 		if err := f.commit(); err != nil {
 			return err

@@ -106,7 +106,7 @@ func consumed(b *testing.B, js jetstream.JetStream, n int) float64 {
 }
 
 // processor gives the processor time that the process has used.
-func processor(b *testing.B) time.Duration {
+func processor(b testing.TB) time.Duration {
 	var u unix.Rusage
 	check(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
