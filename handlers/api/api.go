@@ -73,6 +73,7 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"testing"
@@ -47,7 +48,7 @@ func start(t *testing.T, dir string) *program.Program {
 	return p
 }
 
-func ask(t *testing.T, c contexts.Context, method, path string, body any) {
+func ask(t *testing.T, c contexts.Context, method, path string, body any) []byte {
 	t.Helper()
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -64,9 +65,11 @@ func ask(t *testing.T, c contexts.Context, method, path string, body any) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode >= 300 {
-		t.Fatalf("%s %s: %s", method, path, resp.Status)
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode >= 300 {
+		t.Fatalf("%s %s: %s %s %v", method, path, resp.Status, answer, err)
 	}
+	return answer
 }
 
 // subscribe asks until the account has its stream, which follows its creation.
