@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type World struct {
 	kind    Kind
 	options Options
 	home    string // of the command line
+	written atomic.Uint64
 
 	Dir    string
 	HTTP   *Link // to the control plane
