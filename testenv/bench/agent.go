@@ -155,7 +155,7 @@ func (c copies) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-func region(keys string, name string) (*tls.Config, error) {
+func regionTLS(keys string, name string) (*tls.Config, error) {
 	authority, err := trust.OpenAuthority(keys)
 	if err != nil {
 		return nil, err
@@ -174,7 +174,7 @@ func serve(ctx context.Context, p part) (_ told, err error) {
 		return told{}, err
 	}
 	defer func() { err = closed(err, store) }()
-	config, err := region(p.Keys, sourceRegion)
+	config, err := regionTLS(p.Keys, sourceRegion)
 	if err != nil {
 		return told{}, err
 	}
@@ -203,7 +203,7 @@ func pull(ctx context.Context, p part) (_ told, err error) {
 		return told{}, err
 	}
 	defer func() { err = closed(err, store) }()
-	config, err := region(p.Keys, targetRegion)
+	config, err := regionTLS(p.Keys, targetRegion)
 	if err != nil {
 		return told{}, err
 	}

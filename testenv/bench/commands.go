@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +19,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/tombolo-vdc/tombolo/aggregates/region"
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
-	"github.com/tombolo-vdc/tombolo/events/graph"
+	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
@@ -80,21 +82,21 @@ func press(d time.Duration, clients []func() error) (load, error) {
 	return all, failed
 }
 
-// environment is one of the warm aggregates.
-type environment struct {
-	body [2][]byte // running, stopped
-	path string    // of the HTTP interface
-	turn atomic.Uint64
+// warm is one of the warm aggregates: a region that nobody runs, which an administrator gives to one agent and another
+// in turn. Of all commands it is the one whose aggregate is made by a single command, too.
+type warm struct {
+	region string
+	turn   atomic.Uint64
 }
 
 // commanding is the real program with its warm aggregates, and the raw server beside it.
 type commanding struct {
 	*bench
-	server       *process.Server
-	user         contexts.Context
-	environments []*environment
-	next         atomic.Uint64
-	event        *nats.Msg // one of the program's own, as it is stored
+	server  *process.Server
+	user    contexts.Context
+	regions []*warm
+	next    atomic.Uint64
+	event   *nats.Msg // one of the program's own, as it is stored
 }
 
 // commandRows measures commands against raw checked publishes.
@@ -112,7 +114,7 @@ func (b *bench) commandRows(ctx context.Context) (err error) {
 		_, derr := c.server.Down()
 		err = errors.Join(err, derr)
 	}()
-	if c.user, err = c.server.Context("operator"); err != nil {
+	if c.user, err = c.server.Context(""); err != nil {
 		return err
 	}
 	raw, at, err := b.startPart("", partRaw, part{Dir: filepath.Join(b.dir, "raw")})
@@ -126,7 +128,7 @@ func (b *bench) commandRows(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	t.Note("`environment.set-power` over %d warm environments, each command one event of %d bytes (headers %d, payload %d), synced to the disk before its answer; the program is `tombolo up` with its three regions. Raw: the same bytes, with the expected last sequence of their subject, over TCP to a nats-server of its own process that syncs every message to the same disk. Medians of %d alternating rounds of %s.",
+	t.Note("`region.takeover` over %d warm regions, each command one event of %d bytes (headers %d, payload %d), synced to the disk before its answer; the program is `tombolo up` with its three regions. Raw: the same bytes, with the expected last sequence of their subject, over TCP to a nats-server of its own process that syncs every message to the same disk. Medians of %d alternating rounds of %s.",
 		warmAggregates, len(c.event.Data)+headerBytes(c.event.Header), headerBytes(c.event.Header), len(c.event.Data), b.rounds, b.roundTime)
 	b.tables = append(b.tables, t)
 	return nil
@@ -141,27 +143,48 @@ func headerBytes(h nats.Header) (n int) {
 	return n + 12
 }
 
-// prepare makes the environments through the real program, which does not sync meanwhile, and reads an event as stored.
+// prepare makes the regions through the real program, which does not sync meanwhile, and reads an event as stored.
 func (c *commanding) prepare(ctx context.Context, dir string) (err error) {
-	s, err := process.Up(ctx, c.binary, dir, "--sync", "lazy")
+	// In memory where there is such a folder: making them is not what is measured.
+	fast, err := os.MkdirTemp(memoryFolder(), "tombolo-bench-")
 	if err != nil {
 		return err
 	}
-	if c.user, err = s.Context("operator"); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(fast)) }()
+	s, err := process.Up(ctx, c.binary, filepath.Join(fast, "data"), "--sync", "lazy")
+	if err != nil {
+		return err
+	}
+	if c.user, err = s.Context(""); err != nil {
 		return err
 	}
 	began := time.Now()
-	err = c.makeEnvironments(ctx)
+	err = c.addRegions(ctx)
 	_, derr := s.Down()
 	if err = errors.Join(err, derr); err != nil {
 		return err
 	}
-	c.say("%d environments made in %s", warmAggregates, time.Since(began).Round(time.Second))
-	c.event, err = lastEvent(ctx, filepath.Join(dir, "bus"))
-	return err
+	c.say("%d regions made in %s", warmAggregates, time.Since(began).Round(time.Second))
+	if err := run(ctx, "cp", "-r", filepath.Join(fast, "data"), dir); err != nil {
+		return err
+	}
+	if c.event, err = lastEvent(ctx, filepath.Join(dir, "bus")); err != nil {
+		return err
+	}
+	return settle(ctx, dir)
 }
 
-func (c *commanding) makeEnvironments(ctx context.Context) error {
+// memoryFolder is a file system in memory, or the system's folder for temporary files.
+func memoryFolder() string {
+	const shm = "/dev/shm"
+	if info, err := os.Stat(shm); err == nil && info.IsDir() {
+		return shm
+	}
+	return os.TempDir()
+}
+
+// addRegions makes the aggregates by the command that makes them.
+func (c *commanding) addRegions(ctx context.Context) error {
 	const makers = 32
 	conn, err := bus.Connect(c.user.NATS, c.user.Seed)
 	if err != nil {
@@ -169,8 +192,9 @@ func (c *commanding) makeEnvironments(ctx context.Context) error {
 	}
 	defer conn.Close()
 	client := commands.NewClient(conn)
-	c.environments = make([]*environment, warmAggregates)
-	g := graph.Spec{Networks: []graph.NetworkSpec{{Name: "lan"}}, Machines: []graph.MachineSpec{{Name: "web", Interfaces: []graph.InterfaceSpec{{Network: "lan"}}}}}.Graph()
+	for i := range warmAggregates {
+		c.regions = append(c.regions, &warm{region: fmt.Sprintf("place-%d", i)})
+	}
 	var next atomic.Int64
 	failed := make(chan error, makers)
 	for range makers {
@@ -181,7 +205,15 @@ func (c *commanding) makeEnvironments(ctx context.Context) error {
 					failed <- nil
 					return
 				}
-				if err := c.makeEnvironment(ctx, client, g, i); err != nil {
+				add := region.Add{Region: events.RegionID(c.regions[i].region), Profile: events.RegionProfile{Name: fmt.Sprintf("Place %d", i)}}
+				ctx, cancel := context.WithTimeout(ctx, commandWait)
+				_, err := client.Do(ctx, events.None, events.KindRegion, "add", "", add)
+				if err == nil {
+					_, body := c.turnOf(c.regions[i])
+					_, err = client.Do(ctx, events.None, events.KindRegion, "takeover", "", body)
+				}
+				cancel()
+				if err != nil {
 					failed <- err
 					return
 				}
@@ -192,33 +224,6 @@ func (c *commanding) makeEnvironments(ctx context.Context) error {
 		err = errors.Join(err, <-failed)
 	}
 	return err
-}
-
-func (c *commanding) makeEnvironment(ctx context.Context, client *commands.Client, g graph.Graph, i int) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	region := c.user.Regions[i%len(c.user.Regions)]
-	answer, err := client.Do(ctx, c.user.Account, "environment", "create", "", map[string]any{"name": fmt.Sprintf("Environment %d", i), "region": region, "graph": g})
-	if err != nil {
-		return err
-	}
-	e := &environment{path: "/v1/environments/" + answer.ID + "/power"}
-	for n, power := range []string{"stopped", "running"} {
-		e.body[n] = fmt.Appendf(nil, `{"environment":%q,"region":%q,"power":%q}`, answer.ID, region, power)
-	}
-	c.environments[i] = e
-	// It can be commanded once its region has made it.
-	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		_, err := client.Do(ctx, c.user.Account, "environment", "set-power", "", map[string]any{"environment": answer.ID, "region": region, "power": "running"})
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return fmt.Errorf("environment %s was not made: %w", answer.ID, err)
-		}
-	}
 }
 
 // lastEvent reads the last event of a data directory's journal, as it is stored.
@@ -319,6 +324,7 @@ func (c *commanding) rawClients(ctx context.Context, url string, clients int, fi
 			for k, v := range c.event.Header {
 				m.Header[k] = v
 			}
+			m.Header.Set(jetstream.ExpectedStreamHeader, "RAW")
 			m.Header.Set(jetstream.ExpectedLastSubjSeqHeader, fmt.Sprint(last[subject]))
 			ack, err := js.PublishMsg(ctx, m)
 			if err != nil {
@@ -331,10 +337,14 @@ func (c *commanding) rawClients(ctx context.Context, url string, clients int, fi
 	return out, end, nil
 }
 
-// turn gives an environment, in turn over all, and the body that changes it.
-func (c *commanding) turn() (*environment, []byte) {
-	e := c.environments[c.next.Add(1)%warmAggregates]
-	return e, e.body[(e.turn.Add(1)-1)%2]
+// turnOf gives what changes a region next.
+func (c *commanding) turnOf(w *warm) (*warm, region.Takeover) {
+	return w, region.Takeover{Region: events.RegionID(w.region), Agent: fmt.Sprintf("0a9f3c6e-7d41-4b2a-9c55-%012d", w.turn.Add(1)%2)}
+}
+
+// turn gives a region, in turn over all, and what changes it.
+func (c *commanding) turn() (*warm, region.Takeover) {
+	return c.turnOf(c.regions[c.next.Add(1)%warmAggregates])
 }
 
 // natsClients command as any client of NATS does: a request on a subject.
@@ -352,8 +362,12 @@ func (c *commanding) natsClients(clients int) (out []func() error, end func(), e
 		}
 		conns = append(conns, conn)
 		out = append(out, func() error {
-			_, body := c.turn()
-			reply, err := conn.Request(commands.CommandPrefix+string(c.user.Account)+".environment.set-power", body, commandWait)
+			_, takeover := c.turn()
+			body, err := json.Marshal(takeover)
+			if err != nil {
+				return err
+			}
+			reply, err := conn.Request(commands.CommandPrefix+events.None+".region.takeover", body, commandWait)
 			if err != nil {
 				return fmt.Errorf("command: %w", err)
 			}
@@ -371,12 +385,12 @@ func (c *commanding) httpClients(ctx context.Context, clients int) (out []func()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}, Timeout: commandWait}
 	for range clients {
 		out = append(out, func() error {
-			e, body := c.turn()
-			power := "stopped"
-			if bytes.Contains(body, []byte("running")) {
-				power = "running"
+			w, takeover := c.turn()
+			body, err := json.Marshal(map[string]string{"agent": takeover.Agent})
+			if err != nil {
+				return err
 			}
-			r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.user.HTTP+e.path, bytes.NewReader(fmt.Appendf(nil, `{"power":%q}`, power)))
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.user.HTTP+"/v1/regions/"+w.region+"/takeover", bytes.NewReader(body))
 			if err != nil {
 				return err
 			}

@@ -120,6 +120,9 @@ func (c *copying) makeImages(ctx context.Context) error {
 // saves measures taking both images in, and leaves the senders' stores.
 func (c *copying) saves(ctx context.Context) error {
 	keys := filepath.Join(c.dir, "keys")
+	if err := os.MkdirAll(keys, 0o700); err != nil {
+		return err
+	}
 	authority, err := trust.OpenAuthority(keys)
 	if err != nil {
 		return err

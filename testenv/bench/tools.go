@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -110,19 +112,23 @@ func (b *bench) startPart(netns, name string, p part) (*process.Process, told, e
 	if err != nil {
 		return nil, t, err
 	}
-	defer out.Close()
 	proc, err := process.Start(process.Command{Args: []string{b.self, name, string(arg)}, Netns: netns, Stdout: in})
-	in.Close()
-	if err != nil {
-		return nil, t, err
+	if err = errors.Join(err, in.Close()); err != nil {
+		return nil, t, errors.Join(err, out.Close())
 	}
-	line, err := bufio.NewReader(out).ReadBytes('\n')
+	lines := bufio.NewReader(out)
+	line, err := lines.ReadBytes('\n')
 	if err == nil {
 		err = json.Unmarshal(line, &t)
 	}
 	if err != nil {
-		return nil, t, fmt.Errorf("%s: %w: %w", name, err, proc.End(time.Second))
+		return nil, t, errors.Join(fmt.Errorf("%s: %w", name, err), proc.End(time.Second), out.Close())
 	}
+	// What it tells at its end must not meet a closed pipe.
+	go func() {
+		_, _ = io.Copy(io.Discard, lines)
+		_ = out.Close()
+	}()
 	return proc, t, nil
 }
 
