@@ -253,7 +253,7 @@ func versionKey(template string, version int) Key { return Key{template, Number(
 func (Catalogue) Name() string { return "catalogue" }
 
 // Shape of the rows.
-func (Catalogue) Shape() int { return 1 }
+func (Catalogue) Shape() int { return 2 }
 
 // Tables of the catalogue.
 func (Catalogue) Tables() []Described {
@@ -366,7 +366,7 @@ func (Catalogue) instance(w *Batch, r events.Record, fact events.InstanceEvent) 
 			Template: e.Template, Version: e.Version, Manifest: e.Manifest, Bytes: e.Bytes, Wanted: !e.Cached, WantedBy: evidence(r),
 			Cached: e.Cached, Inherits: e.Inherits, Attempt: 1, Operation: e.Operation, Created: stored(r), Revision: r.Revision})
 	case events.ResourcesMapped:
-		if err := instanceMaps.Put(w, MapRow{events.InstanceID(r.Aggregate.ID), e.Map}); err != nil {
+		if err := replace(instanceMaps, w, MapRow{events.InstanceID(r.Aggregate.ID), e.Map}); err != nil {
 			return err
 		}
 	case events.CopyRemoved:

@@ -63,7 +63,7 @@ func instant(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.00
 func (Deadlines) Name() string { return "deadlines" }
 
 // Shape of the rows.
-func (Deadlines) Shape() int { return 1 }
+func (Deadlines) Shape() int { return 2 }
 
 // Tables of deadlines.
 func (Deadlines) Tables() []Described { return []Described{deadlines} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -46,6 +47,8 @@ type folder struct {
 	moved   func(batch []events.Record) error // after a commit; the folder is empty
 
 	t       *txn
+	rows    rowCache        // of t
+	older   rowCache        // of the last commit
 	pending []events.Record // what t holds
 	payload int
 }
@@ -76,7 +79,11 @@ func (f *folder) fold(r events.Record) error {
 // apply folds one event into the open txn, and tells whose error it was.
 func (f *folder) apply(r events.Record) (string, error) {
 	if f.t == nil {
-		f.t = newTxn(f.store.db)
+		if f.rows == nil {
+			f.rows = rowCache{}
+		}
+		clear(f.rows)
+		f.t = newTxn(f.store.db, f.rows, f.older)
 	}
 	for _, g := range f.targets {
 		w := Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
@@ -122,6 +129,7 @@ func (f *folder) commit() error {
 	}
 	t := f.t
 	f.t = nil
+	f.rows, f.older = f.older, f.rows
 	if err := t.commit(); err != nil {
 		return fmt.Errorf("commit rows at position %d: %w", position, err)
 	}
@@ -133,6 +141,13 @@ func (f *folder) commit() error {
 // pumpLength is how many events may be on their way between a follower and a fold; each is at
 // most events.MaxPayload.
 const pumpLength = 256
+
+// A feed that has folded burstEvents without a pause is catching up: it waits
+// burstPause for more before it commits, for large commits cost far less.
+const (
+	burstEvents = 64
+	burstPause  = 5 * time.Millisecond
+)
 
 // pump follows the journal and folds, committing whenever nothing more is
 // waiting: at the tip that is after each event. It calls settle when idle and when woken.
@@ -156,17 +171,32 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		for range records { // until the follower has returned
 		}
 	}()
+	late := time.NewTimer(0)
+	defer late.Stop()
 	for {
+		var r events.Record
+		var ok, waiting bool
 		select {
-		case r, ok := <-records:
-			if !ok {
-				return errors.Join(f.commit(), ended(ctx, f, followed))
+		case r, ok = <-records:
+		default:
+			waiting = true
+		}
+		if waiting && len(f.pending) >= burstEvents {
+			late.Reset(burstPause)
+			select {
+			case r, ok = <-records:
+				waiting = false
+			case <-late.C:
 			}
+		}
+		switch {
+		case !waiting && !ok:
+			return errors.Join(f.commit(), ended(ctx, f, followed))
+		case !waiting:
 			if err := step(r); err != nil {
 				return err
 			}
 			continue
-		default:
 		}
 		if err := f.commit(); err != nil {
 			return err

@@ -159,7 +159,7 @@ var (
 func (Operations) Name() string { return "operations" }
 
 // Shape of the rows.
-func (Operations) Shape() int { return 1 }
+func (Operations) Shape() int { return 2 }
 
 // Tables of operations.
 func (Operations) Tables() []Described { return []Described{operations, operationParts, currents} }

@@ -104,6 +104,18 @@ func (c Declare) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, e
 	return c.EnvironmentDeclared, nil
 }
 
+// StillMade changes nothing: it is what a process asks before it takes something
+// for an environment on the strength of an old event.
+type StillMade struct{ Ref }
+
+// Decide refuses environment-not-made once it is made, failed or deleted.
+func (c StillMade) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	if s.phase != declared {
+		return nil, aggregates.Refuse("environment-not-made", "environment %s is not being made", c.Environment)
+	}
+	return nil, nil
+}
+
 // RecordMap fixes the values of its region-bound resources.
 type RecordMap struct {
 	Ref

@@ -47,6 +47,15 @@ func TestDeclare(t *testing.T) {
 	facts(t).When(Declare{ref, other}).Then(other)
 }
 
+func TestStillMade(t *testing.T) {
+	facts(t, declared).When(StillMade{ref}).Nothing()
+	facts(t, declared, mapped).When(StillMade{ref}).Nothing()
+	facts(t).When(StillMade{ref}).Refused("environment-not-made")
+	for _, over := range []events.EnvironmentEvent{created, failed, deletion} {
+		facts(t, declared, over).When(StillMade{ref}).Refused("environment-not-made")
+	}
+}
+
 func TestRecordMap(t *testing.T) {
 	facts(t, declared).When(RecordMap{ref, mapped.Map}).Then(mapped)
 	facts(t, declared, mapped).When(RecordMap{ref, nil}).Nothing()

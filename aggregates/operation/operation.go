@@ -26,6 +26,11 @@ func (s State) Fold(e events.OperationEvent) State {
 	return s
 }
 
+// final says that nothing changes how it ended.
+func (s State) final() bool {
+	return s.outcome != "" && s.outcome != events.Partly && s.outcome != events.LeftBehind
+}
+
 // Of names an operation's aggregate.
 func Of(account events.AccountID, id events.OperationID) events.Aggregate {
 	return events.Aggregate{Account: account, Region: events.None, Kind: events.KindOperation, ID: string(id)}
@@ -44,7 +49,7 @@ func (c Cancel) Decide(s State, _ aggregates.Facts) (events.OperationEvent, erro
 	switch {
 	case s.cancelled:
 		return nil, aggregates.Already("its cancellation was asked for before")
-	case s.outcome != "" && s.outcome != events.Partly && s.outcome != events.LeftBehind:
+	case s.final():
 		return nil, aggregates.Already("the operation has ended: %s", s.outcome)
 	}
 	return events.CancelAsked{}, nil
@@ -59,11 +64,10 @@ type Retry struct {
 // Aggregate is the operation.
 func (c Retry) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Operation) }
 
-// Decide accepts it unless the operation is cancelled or has nothing left to try.
+// Decide accepts it unless there is nothing left to try. Of a cancelled operation
+// that has not ended it is the undoing that is tried again.
 func (c Retry) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error) {
 	switch {
-	case s.cancelled:
-		return nil, aggregates.Refuse("operation-cancelled", "operation %s was cancelled", c.Operation)
 	case s.outcome == events.Succeeded:
 		return nil, aggregates.Already("everything in it has succeeded")
 	case s.outcome == events.RolledBack || s.outcome == events.Cancelled:
@@ -83,10 +87,11 @@ type Finish struct {
 // Aggregate is the operation.
 func (c Finish) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Operation) }
 
-// Decide records a first or a new outcome (a retry may turn partly into all).
+// Decide records a first or a new outcome: what has ended partly may still end
+// better or be given up. Every other end is final.
 func (c Finish) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error) {
-	if s.outcome == c.Outcome {
-		return nil, nil
+	if s.outcome == c.Outcome || s.final() {
+		return nil, aggregates.Already("the operation has ended: %s", s.outcome)
 	}
 	return events.OperationFinished{Outcome: c.Outcome, Cause: c.Cause}, nil
 }

@@ -119,9 +119,6 @@ func (f *Feeds) Add(ctx context.Context, account events.AccountID) error {
 		}},
 		Storage: jetstream.FileStorage, Compression: jetstream.S2Compression, MaxConsumers: MaxSubscriptions,
 		DenyDelete: true, DenyPurge: true,
-		// The journal has all of it on the disk; what a power cut takes from the
-		// mirror comes again, under the same sequences.
-		PersistMode: jetstream.AsyncPersistMode,
 	})
 	if err != nil {
 		return fmt.Errorf("make the stream of account %s: %w", account, err)

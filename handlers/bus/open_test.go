@@ -1,18 +1,22 @@
 package bus_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"math/big"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -55,6 +59,45 @@ func TestTenantsAreAddedWhileRunning(t *testing.T) {
 	}
 	if _, err := ann.RequestMsgWithContext(brief(t), nats.NewMsg("tombolo.command.acme.template.create")); err != nil {
 		t.Errorf("who was connected: %v", err)
+	}
+}
+
+// TestConnect: within the process as over the network, and no secret in an error.
+func TestConnect(t *testing.T) {
+	p := newPlace(t)
+	p.listen(t, "tombolo.command.>")
+	conn, err := bus.Connect("", p.people["ann"].seed, p.server.InProcess())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.RequestMsgWithContext(brief(t), nats.NewMsg("tombolo.command.acme.template.create")); err != nil {
+		t.Error(err)
+	}
+	if _, err := conn.RequestMsgWithContext(brief(t), nats.NewMsg("tombolo.inbox.acme.template.create")); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("with nobody there: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := conn.RequestMsgWithContext(ended, nats.NewMsg("tombolo.command.acme.template.create")); !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %v", err)
+	}
+	account, err := nkeys.CreateAccount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accountSeed, err := account.Seed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, seed := range []string{"", "SUACSECRET", string(accountSeed)} {
+		_, err := bus.Connect(p.server.URL(), seed)
+		if e := (*bus.Error)(nil); !errors.As(err, &e) || e.Code != bus.BadOptions || seed != "" && strings.Contains(err.Error(), seed) {
+			t.Errorf("a seed that is none: %v", err)
+		}
+	}
+	if _, err := bus.Connect(p.server.URL(), stranger(t).seed); !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("a stranger: %v", err)
 	}
 }
 

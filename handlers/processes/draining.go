@@ -62,7 +62,7 @@ func (d *draining) React(r events.Record) []Send {
 		d.Held--
 		return d.ended()
 	case events.WorkEvent:
-		if d.Lost {
+		if d.Lost && closes(r) {
 			return []Send{writeOff(r.Aggregate)}
 		}
 	}

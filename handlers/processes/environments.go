@@ -84,7 +84,7 @@ func (v *environments) React(r events.Record) []Send {
 		out := []Send{send(v.Account, "confirm name", name.Confirm{Region: v.Region, Name: e.Name, Owner: r.Aggregate.ID})}
 		if e.Origin != nil && e.Origin.Copy {
 			v.Copying = true
-			return append(out, send(v.Account, "copy first", instance.Demand{Ref: v.instance(), CopyWanted: events.CopyWanted{
+			return append(out, v.guard(), send(v.Account, "copy first", instance.Demand{Ref: v.instance(), CopyWanted: events.CopyWanted{
 				Template: e.Origin.Template, Version: e.Origin.Version, Manifest: e.Origin.Manifest, Bytes: e.Origin.Bytes,
 				Resources: e.Resources, Cached: true, Operation: e.Operation}}))
 		}
@@ -151,7 +151,11 @@ func (v *environments) bind() []Send {
 	if len(out) == 0 {
 		return v.mapWhenComplete()
 	}
-	return out
+	return append([]Send{v.guard()}, out...)
+}
+
+func (v *environments) guard() Send {
+	return guard(v.Account, environment.StillMade{Ref: v.ref()})
 }
 
 func (v *environments) types() []string { return pooledTypes(v.Declared.Resources) }

@@ -21,6 +21,7 @@ type evicting struct {
 	Aggregate events.Aggregate   `json:"aggregate"`
 	Wanted    *events.CopyWanted `json:"wanted,omitempty"` // of an instance
 	Left      events.OperationID `json:"left,omitempty"`   // the region's operation that it stood against
+	Closes    bool               `json:"closes,omitempty"` // of a work order: nothing but its own end will close it
 	Lost      bool               `json:"lost,omitempty"`
 	Away      bool               `json:"away,omitempty"`
 }
@@ -54,10 +55,14 @@ func (v *evicting) React(r events.Record) []Send {
 	case events.CopyWanted:
 		*v = evicting{Aggregate: r.Aggregate, Wanted: &events.CopyWanted{Template: e.Template, Version: e.Version, Cached: e.Cached}}
 	case events.CopyKept:
-		v.Wanted.Cached = false
-	case events.EnvironmentDeclared, events.WorkOrdered, events.WorkRetried, events.WorkUndoOrdered:
+		if v.Wanted != nil {
+			v.Wanted.Cached = false
+		}
+	case events.EnvironmentDeclared:
 		*v = evicting{Aggregate: r.Aggregate}
-	case events.CopyRemoved, events.EnvironmentDeleted, events.WorkDone, events.WorkFailed, events.WorkUndone, events.WorkWrittenOff:
+	case events.WorkEvent:
+		*v = evicting{Aggregate: r.Aggregate, Closes: closes(r), Away: !open(r)}
+	case events.CopyRemoved, events.EnvironmentDeleted:
 		v.Away = true
 	case events.RegionDraining:
 		return v.evict(e.Operation)
@@ -76,7 +81,7 @@ func (v *evicting) evict(op events.OperationID) []Send {
 	switch {
 	case a.Kind == events.KindInstance:
 		return evictCopy(events.Record{Aggregate: a}, *v.Wanted, op)
-	case a.Kind == events.KindWork && v.Lost:
+	case a.Kind == events.KindWork && v.Lost && v.Closes:
 		return []Send{writeOff(a)}
 	case a.Kind == events.KindEnvironment && v.Lost:
 		return []Send{send(a.Account, "delete", environment.Delete{
@@ -85,6 +90,23 @@ func (v *evicting) evict(op events.OperationID) []Send {
 		return v.stays(events.Cause{Code: "environment-left", Text: fmt.Sprintf("environment %s is in %s", a.ID, a.Region), Next: "delete it, or save it as a template elsewhere first"})
 	}
 	return nil
+}
+
+// open says whether the order is open after the event.
+func open(r events.Record) bool {
+	switch r.Event.(type) {
+	case events.WorkOrdered, events.WorkRetried, events.WorkUndoOrdered:
+		return true
+	}
+	return false
+}
+
+// closes says whether an order must be written off with its region. One that
+// makes what the region is to hold is undone first, with that which wanted it,
+// and its undo is written off.
+func closes(r events.Record) bool {
+	e, ordered := r.Event.(events.WorkOrdered)
+	return !ordered || e.Kind != events.WorkCopy && e.Kind != events.WorkReceive && e.Kind != events.WorkClone
 }
 
 // evictCopy has a copy leave a region.

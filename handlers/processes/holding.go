@@ -83,7 +83,7 @@ func (h *holding) Index() []string {
 		out = append(out, waitingFor(h.Region, t))
 	}
 	if h.Stuck != "" {
-		out = append(out, "operation/"+string(h.RemovedBy))
+		out = append(out, "operation/"+string(h.RemovedBy), "operation/"+string(h.Wanted.Operation))
 	}
 	return out
 }
@@ -157,7 +157,7 @@ func (h *holding) reserve(now time.Time) []Send {
 	if len(h.Missing) == 0 {
 		return h.mapWhenComplete()
 	}
-	var out []Send
+	out := []Send{guard(h.Account, instance.StillWanted{Ref: h.ref()})}
 	for _, t := range h.Missing {
 		cmd := pool.Reserve{Region: h.Region, Type: events.PoolID(t), Command: events.CommandID(fmt.Sprintf("%s/%d", h.Instance, h.at)),
 			Owner: h.owner(), Choices: map[string]string{}, InheritFrom: h.Wanted.Inherits, Until: now.Add(reservationTime)}

@@ -197,6 +197,9 @@ func (m *manager) advance(ctx context.Context, stored storedRow, rec events.Reco
 			if refusal.Code == "busy" {
 				return storedRow{}, false, err
 			}
+			if s.guards {
+				break
+			}
 			queue = append(queue, row.Refused(s, refusal)...)
 			continue
 		}

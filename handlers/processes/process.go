@@ -34,6 +34,7 @@ type Send struct {
 	// command's id derives from the row, the event and the step.
 	Step    string
 	Account events.AccountID
+	guards  bool // refused, it takes the sends behind it with it
 	execute func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error)
 }
 
@@ -42,6 +43,16 @@ func send[S aggregates.State[S, E], E events.Event](account events.AccountID, st
 	return Send{Step: step, Account: account, execute: func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error) {
 		return commands.Execute(ctx, x, o, "event", c)
 	}}
+}
+
+// guard makes a Send that asks an aggregate whether the sends behind it still
+// make sense, and changes nothing. A process that has fallen behind, or has lost
+// its rows, reacts to old events: what was refused then might be granted now,
+// and nobody would give it back.
+func guard[S aggregates.State[S, E], E events.Event](account events.AccountID, c aggregates.Command[S, E]) Send {
+	s := send(account, "guard", c)
+	s.guards = true
+	return s
 }
 
 // Definition is one process manager in the table.

@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,6 +32,7 @@ type Agent struct {
 	id     string
 	store  chunks.Store
 	cache  *chunks.Cache
+	ready  *readyDisks
 	reads  *projections.Store
 	feed   *projections.Feed
 	links  *transfer.Links
@@ -39,7 +41,10 @@ type Agent struct {
 	transferListener, httpListener net.Listener
 	transferServer                 *transfer.Server
 	uploads                        *uploads
+	exports                        *exports
+	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
+	owned                          chan struct{} // closed once the region is this agent's
 
 	mu    sync.Mutex
 	epoch int
@@ -52,13 +57,13 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.Slots == 0 {
 		cfg.Slots = DefaultSlots
 	}
-	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), jobs: map[events.WorkID]*running{}}
+	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
 		}
 	}()
-	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
+	for _, d := range []string{"chunks", "reads", "uploads", "exports", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -71,8 +76,15 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.store = store
+	if cfg.Store != nil {
+		a.store = cfg.Store(store)
+	}
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
+	}
+	a.ready = newReadyDisks(a.cache)
+	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
+		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
 	}
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
@@ -90,7 +102,13 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if err := a.openTransfer(); err != nil {
 		return nil, err
 	}
-	return a, nil
+	if a.devices, err = newDevices(a); err != nil {
+		return nil, err
+	}
+	if a.exports, err = openExports(context.Background(), a); err != nil {
+		return nil, err
+	}
+	return a, a.devices.openAll(context.Background())
 }
 
 // openTransfer prepares what moves chunks between this region and others.
@@ -156,14 +174,45 @@ func (a *Agent) takeDir() error {
 	return f.Sync()
 }
 
-// HTTPAddress is where the region answers people.
-func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
+// HTTPAddress is where people reach the region.
+func (a *Agent) HTTPAddress() string {
+	return cmp.Or(a.cfg.HTTPAdvertise, a.httpListener.Addr().String())
+}
 
-// TransferAddress is where the region answers other regions.
-func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
+// TransferAddress is where other regions reach it.
+func (a *Agent) TransferAddress() string {
+	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
+}
+
+// Listens is where the agent listens, whatever it is reached by.
+func (a *Agent) Listens() (http, transfer string) {
+	return a.httpListener.Addr().String(), a.transferListener.Addr().String()
+}
+
+// ID is the agent's id, kept in its data directory.
+func (a *Agent) ID() string { return a.id }
+
+// around tells of a change to the host: call it before, and what it gives after.
+func (a *Agent) around(c Change) func() {
+	if a.cfg.Around == nil {
+		return func() {}
+	}
+	return a.cfg.Around(c)
+}
 
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
+
+// Ready returns when the region is this agent's and it takes work. Run must have
+// been called.
+func (a *Agent) Ready(ctx context.Context) error {
+	select {
+	case <-a.owned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Run serves, follows the journal and works until the context ends, or the
 // region is lost to another epoch (stale-epoch).
@@ -172,10 +221,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
+	g.Go(func() error { return a.exports.run(ctx) })
+	g.Go(func() error {
+		err := a.devices.server.ListenAndServe(ctx, a.devices.socket, func() {})
+		return errors.Join(err, ctx.Err())
+	})
 	g.Go(func() error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
+		close(a.owned)
 		return a.schedule(ctx)
 	})
 	err := g.Wait()
@@ -188,8 +243,9 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
+	a.exports.register(mux)
 	if a.cfg.HTTP != nil {
-		mux.Handle("/", a.cfg.HTTP(a.feed))
+		mux.Handle("/", a.cfg.HTTP(a))
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
@@ -209,6 +265,15 @@ func (a *Agent) Close() error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if a.devices != nil {
+		errs = append(errs, a.devices.close())
+	}
+	if a.exports != nil {
+		errs = append(errs, a.exports.close())
+	}
+	if a.ready != nil {
+		a.ready.close()
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())

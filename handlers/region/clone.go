@@ -3,15 +3,9 @@ package region
 import (
 	"context"
 	"os"
-	"path/filepath"
 
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 )
-
-func (a *Agent) environmentPath(id events.EnvironmentID, parts ...string) string {
-	return filepath.Join(append([]string{a.cfg.Dir, "environments", string(id)}, parts...)...)
-}
 
 // clone makes an environment of an instance that the region holds: its disks
 // are the instance's, shared chunk by chunk; nothing is copied.
@@ -20,16 +14,7 @@ func (j *job) clone(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, err
 	}
-	root := chunks.Root{Name: environmentRoot(j.Order.Environment), Owner: string(j.Work)}
-	for _, d := range m.Graph.Disks() {
-		root.Indexes = append(root.Indexes, chunks.Digest(d.Digest))
-	}
-	if len(root.Indexes) > 0 {
-		if err := j.publish(ctx, root); err != nil {
-			return events.Result{}, ended(err)
-		}
-	}
-	if err := j.keepEnvironment(m.Graph); err != nil {
+	if err := j.establish(ctx, m.Graph); err != nil {
 		return events.Result{}, err
 	}
 	digest, err := j.put(ctx, m.Graph)
@@ -48,11 +33,28 @@ func (j *job) discardAll(ctx context.Context) error {
 }
 
 func (j *job) dropEnvironment(ctx context.Context) (freed int64, err error) {
-	if err := os.RemoveAll(j.agent.environmentPath(j.Order.Environment)); err != nil {
-		return 0, err
-	}
-	if _, err := j.agent.store.Unpublish(ctx, environmentRoot(j.Order.Environment)); err != nil {
+	if err := j.agent.dropEnvironment(ctx, j.Order.Environment); err != nil {
 		return 0, err
 	}
 	return j.collect(ctx)
+}
+
+// dropEnvironment takes away what there is of an environment; the last to go is
+// the folder that names its order.
+func (a *Agent) dropEnvironment(ctx context.Context, id events.EnvironmentID) error {
+	if err := os.RemoveAll(a.environmentPath(id, "graph.json")); err != nil {
+		return err
+	}
+	done := a.around(RemoveEnvironment)
+	if err := a.devices.host.Discard(string(id)); err != nil {
+		return err
+	}
+	if err := a.release(ctx, id, nil); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(a.environmentPath(id)); err != nil {
+		return err
+	}
+	done()
+	return nil
 }

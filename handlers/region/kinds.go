@@ -34,11 +34,12 @@ func kinds() map[events.WorkKind]kind {
 // nothing undoes what has no way back: what is removed is removed.
 func nothing(*job, context.Context) error { return nil }
 
-// The names of roots in the chunk store. An environment's and a version's may
-// outlive the order that made them; the owner is the order.
-func environmentRoot(id events.EnvironmentID) string { return "environment/" + string(id) }
-func savedRoot(j *job) string                        { return "saved/" + slot(j.Order) }
-func instanceRoot(j *job) string                     { return "instance/" + slot(j.Order) }
+// The names of a version's roots in the chunk store: what its save keeps until
+// the instance is there, and the instance. The owner is the order.
+func savedRoot(j *job) string    { return "saved/" + slot(j.Order) }
+func instanceRoot(j *job) string { return instanceRoots + slot(j.Order) }
+
+const instanceRoots = "instance/"
 
 // slot is the direct location of a version in a region: "73291467@2".
 func slot(o events.Order) string {

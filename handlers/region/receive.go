@@ -3,7 +3,6 @@ package region
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"strconv"
 	"time"
@@ -51,7 +50,6 @@ func (j *job) receive(ctx context.Context) (events.Result, error) {
 	}
 	defer session.Close()
 	result := events.Result{}
-	root := chunks.Root{Name: environmentRoot(j.Order.Environment), Owner: string(j.Work)}
 	for _, d := range j.Order.Disks {
 		f, err := os.Open(j.agent.uploads.path(j.Work, d.Name))
 		if err != nil {
@@ -66,21 +64,47 @@ func (j *job) receive(ctx context.Context) (events.Result, error) {
 		}
 		result.Bytes += d.Bytes
 		result.Stored += got.StoredBytes
-		root.Indexes = append(root.Indexes, got.Digest)
 		setDigest(&g, d.Name, events.Digest(got.Digest))
 	}
-	if len(root.Indexes) > 0 {
-		if err := j.publish(ctx, root); err != nil {
-			return events.Result{}, ended(err)
-		}
+	if err := j.establish(ctx, g); err != nil {
+		return events.Result{}, err
 	}
 	if result.Graph, err = j.put(ctx, g); err != nil {
 		return events.Result{}, err
 	}
-	if err := j.keepEnvironment(g); err != nil {
-		return events.Result{}, err
-	}
 	return result, j.dropWork(ctx)
+}
+
+// establish makes the environment out of disks that are in the chunk store:
+// protected, written down, open as block devices.
+func (j *job) establish(ctx context.Context, g graph.Graph) error {
+	id := j.Order.Environment
+	if err := j.agent.protect(ctx, id, j.Work, indexesOf(g)); err != nil {
+		return ended(err)
+	}
+	if err := os.MkdirAll(j.agent.environmentPath(id), 0o700); err != nil {
+		return err
+	}
+	done := j.agent.around(KeepOrder)
+	if err := writeDurably(j.agent.environmentPath(id, "order"), []byte(j.Work+"\n")); err != nil {
+		return err
+	}
+	done()
+	if err := j.agent.devices.create(ctx, id, g); err != nil {
+		return err
+	}
+	return j.agent.keepGraph(id, g)
+}
+
+// keepGraph writes down what the environment consists of. The file being there
+// says that the environment is complete.
+func (a *Agent) keepGraph(id events.EnvironmentID, g graph.Graph) error {
+	raw, _, err := documents.Canonical(g)
+	if err != nil {
+		return err
+	}
+	defer a.around(KeepGraph)()
+	return writeDurably(a.environmentPath(id, "graph.json"), raw)
 }
 
 func total(disks []events.DiskWanted) (n int64) {
@@ -126,39 +150,4 @@ func setDigest(g *graph.Graph, disk string, d events.Digest) {
 			}
 		}
 	}
-}
-
-// environmentGraph is the graph of an environment of this region, its disks'
-// digests in it.
-func (j *job) environmentGraph(id events.EnvironmentID) (g graph.Graph, err error) {
-	raw, err := os.ReadFile(j.agent.environmentPath(id, "graph.json"))
-	if os.IsNotExist(err) {
-		return g, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, id)
-	}
-	if err != nil {
-		return g, err
-	}
-	if err := json.Unmarshal(raw, &g); err != nil {
-		return g, fail("environment-damaged", "", "%s: %v", j.agent.environmentPath(id, "graph.json"), err)
-	}
-	return g, nil
-}
-
-// keepEnvironment writes down what the environment consists of.
-func (j *job) keepEnvironment(g graph.Graph) error {
-	raw, _, err := documents.Canonical(g)
-	if err != nil {
-		return err
-	}
-	id := j.Order.Environment
-	if err := os.MkdirAll(j.agent.environmentPath(id), 0o700); err != nil {
-		return err
-	}
-	if err := writeDurably(j.agent.environmentPath(id, "order"), []byte(j.Work+"\n")); err != nil {
-		return err
-	}
-	if err := writeDurably(j.agent.environmentPath(id, "graph.json"), raw); err != nil {
-		return fmt.Errorf("keep environment %s: %w", id, err)
-	}
-	return nil
 }

@@ -2,42 +2,135 @@ package region
 
 import (
 	"context"
+	"os"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/volumes"
+	"github.com/tombolo-vdc/tombolo/projections"
 )
 
-// save fixes the environment's disks as the content of a version: a root that
-// names their indexes, and the manifest on the bus.
+// save fixes the environment's disks, all at one moment, as the content of a
+// version: a root that names their indexes, and the manifest on the bus. Only
+// what was written since the last save is read. The environment goes on from
+// what was saved.
 func (j *job) save(ctx context.Context) (events.Result, error) {
 	id := j.Order.Environment
-	g, err := j.environmentGraph(id)
+	g, err := j.agent.environmentGraph(id)
+	if os.IsNotExist(err) {
+		return events.Result{}, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, id)
+	}
 	if err != nil {
+		return events.Result{}, err
+	}
+	result, err := j.saveDisks(ctx, id, &g)
+	if err != nil {
+		return events.Result{}, err
+	}
+	if err := j.nameResources(id, &g); err != nil {
 		return events.Result{}, err
 	}
 	m := graph.Manifest{Format: graph.ManifestFormat, Environment: id, Region: j.Region, Depth: graph.ConfigurationData, Graph: g, Order: g.Order()}
-	root := chunks.Root{Name: savedRoot(j), Owner: string(j.Work)}
-	for _, d := range g.Disks() {
-		root.Indexes = append(root.Indexes, chunks.Digest(d.Digest))
-	}
-	if len(root.Indexes) > 0 {
-		if err := j.publish(ctx, root); err != nil {
-			return events.Result{}, ended(err)
-		}
-	}
-	digest, err := j.put(ctx, m)
-	if err != nil {
+	if result.Manifest, err = j.put(ctx, m); err != nil {
 		return events.Result{}, err
 	}
-	result := events.Result{Manifest: digest, Bytes: m.Bytes()}
+	result.Bytes = m.Bytes()
 	for _, r := range g.Resources() {
 		result.Resources = append(result.Resources, events.ResourceRef{ID: r.ID, Type: string(r.Type), Value: r.Value, LeansOn: r.LeansOn})
 	}
-	return result, nil
+	return result, j.dropWork(ctx)
+}
+
+// nameResources puts the values that the environment has into the graph, so
+// that a map in another region says what it replaces.
+func (j *job) nameResources(id events.EnvironmentID, g *graph.Graph) error {
+	view, err := j.agent.feed.Now("environments")
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	substitutions, _, err := projections.Environments{}.Map(view, id)
+	if err != nil {
+		return err
+	}
+	for _, s := range substitutions {
+		for n := range g.Nodes {
+			for r := range g.Nodes[n].Resources {
+				if g.Nodes[n].Resources[r].ID == s.Resource {
+					g.Nodes[n].Resources[r].Value = s.To
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// saveDisks stores what the disks are at one moment and puts the digests into
+// the graph.
+func (j *job) saveDisks(ctx context.Context, id events.EnvironmentID, g *graph.Graph) (result events.Result, err error) {
+	open, err := j.agent.devices.of(id, *g)
+	if err != nil || len(open) == 0 {
+		return result, err
+	}
+	if err := j.agent.store.Hold(ctx, string(j.Work), time.Now().Add(holdTime)); err != nil {
+		return result, ended(err)
+	}
+	session, err := j.agent.store.Begin(ctx, string(j.Work))
+	if err != nil {
+		return result, ended(err)
+	}
+	defer session.Close()
+	done := j.agent.around(FreezeVolumes)
+	moment, err := volumes.Freeze(ctx, open...)
+	if err != nil {
+		return result, err
+	}
+	defer moment.Close()
+	done()
+	stored, err := moment.Ingest(ctx, session, func(p chunks.Progress) {
+		j.progress(Progress{Step: "storing", Done: p.Done, Total: p.Total})
+	})
+	if err != nil {
+		return result, ended(err)
+	}
+	for i, d := range g.Disks() {
+		result.Stored += stored[i].StoredBytes
+		setDigest(g, d.Name(), events.Digest(stored[i].Digest))
+	}
+	if err := j.publish(ctx, chunks.Root{Name: savedRoot(j), Owner: string(j.Work), Indexes: indexesOf(*g)}); err != nil {
+		return result, ended(err)
+	}
+	return result, j.rebase(ctx, id, moment, *g)
+}
+
+// rebase lets the environment go on from what was saved. Its roots are made
+// before, and the old ones let go of after, so that a crash in between keeps
+// too much rather than too little.
+func (j *job) rebase(ctx context.Context, id events.EnvironmentID, moment *volumes.Snapshot, g graph.Graph) error {
+	order, err := os.ReadFile(j.agent.environmentPath(id, "order"))
+	if err != nil {
+		return err
+	}
+	if err := j.agent.protect(ctx, id, orderOf(order), indexesOf(g)); err != nil {
+		return ended(err)
+	}
+	done := j.agent.around(RebaseVolumes)
+	if err := moment.Rebase(ctx); err != nil {
+		return err
+	}
+	done()
+	if err := j.agent.keepGraph(id, g); err != nil {
+		return err
+	}
+	return j.agent.release(ctx, id, indexesOf(g))
 }
 
 func (j *job) undoSave(ctx context.Context) error {
+	if err := j.dropWork(ctx); err != nil {
+		return err
+	}
 	if err := j.unpublish(ctx, savedRoot(j)); err != nil {
 		return err
 	}

@@ -39,15 +39,13 @@ type Config struct {
 	HTTP    string   // host:port; port 0 picks one
 	NATS    string   // host:port; port 0 picks one
 	Regions []string // whose agents run in this process; empty: those that were there before
+	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
 	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
 	Version string
 	Log     *slog.Logger // required
-}
-
-// Agent is a region's agent as the program runs it.
-type Agent interface {
-	Run(ctx context.Context) error
-	Close() error
+	// Journal may put something between those who append and the journal, for
+	// tests that end the program there; nil in a product.
+	Journal func(journal.Journal) journal.Journal
 }
 
 // Program is a composed server.
@@ -71,12 +69,13 @@ type Program struct {
 	keys         keyring
 	users        atomic.Pointer[directory] // for the bus, which is there before the projections
 	agents       []namedAgent
+	agentsOpen   chan struct{}  // closed once agents is complete
 	closers      []func() error // in the order of opening
 }
 
 type namedAgent struct {
 	region events.RegionID
-	Agent
+	*RegionAgent
 }
 
 // Addresses is where a program can be reached.
@@ -106,7 +105,7 @@ const journalBytes = 8 << 30
 // New opens the data directory and everything over it. Nothing is answered
 // before Run. Errors: *Error, *bus.Error, or what lies beneath.
 func New(ctx context.Context, c Config) (_ *Program, err error) {
-	p := &Program{config: c}
+	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -176,7 +175,7 @@ func (p *Program) lockDir() error {
 
 // chooseRegions takes the regions named, or those that the directory has.
 func (p *Program) chooseRegions() error {
-	if len(p.config.Regions) == 0 {
+	if len(p.config.Regions) == 0 && !p.config.Alone {
 		entries, err := os.ReadDir(p.dir("regions"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -185,7 +184,7 @@ func (p *Program) chooseRegions() error {
 			p.config.Regions = append(p.config.Regions, e.Name())
 		}
 	}
-	if len(p.config.Regions) == 0 {
+	if len(p.config.Regions) == 0 && !p.config.Alone {
 		p.config.Regions = DefaultRegions()
 	}
 	for i, r := range p.config.Regions {
@@ -194,6 +193,9 @@ func (p *Program) chooseRegions() error {
 		}
 		if slices.Contains(p.config.Regions[:i], r) {
 			return &Error{"region-invalid", fmt.Sprintf("region %s is named twice", r), "--regions beijing,sydney,chicago"}
+		}
+		if p.config.Alone {
+			continue
 		}
 		if err := os.MkdirAll(p.dir("regions", r), 0o700); err != nil {
 			return err
@@ -239,7 +241,11 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if p.journalID, _, err = journal.MarkerFile(p.dir("journal-id")); err != nil {
 		return err
 	}
-	p.executor = commands.NewExecutor(p.journal, time.Now)
+	var appended journal.Journal = p.journal
+	if p.config.Journal != nil {
+		appended = p.config.Journal(p.journal)
+	}
+	p.executor = commands.NewExecutor(appended, time.Now)
 	return nil
 }
 
@@ -273,6 +279,10 @@ func (p *Program) openReads() (err error) {
 func (p *Program) openAgents(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
+	}
+	defer close(p.agentsOpen)
+	if p.config.Alone {
+		return nil
 	}
 	for _, r := range p.config.Regions {
 		a, err := p.openAgent(ctx, events.RegionID(r))
@@ -371,12 +381,26 @@ func (p *Program) Ready(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
 	}
-	select {
-	case <-p.runner.Running():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	wait := func(done <-chan struct{}) error {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	if err := wait(p.runner.Running()); err != nil {
+		return err
+	}
+	if err := wait(p.agentsOpen); err != nil {
+		return err
+	}
+	for _, a := range p.agents {
+		if err := a.Ready(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cmpErr names an end that gave no reason.

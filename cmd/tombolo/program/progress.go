@@ -8,14 +8,11 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/commands/client"
 )
 
-// ProgressPrefix is the core NATS subject on which agents tell how transfers go:
-// tombolo.progress.<account>.<region>.<operation>, an api.Transfer as JSON. What
-// nobody follows is lost; the journal has the result.
-const ProgressPrefix = "tombolo.progress."
-
-// progress follows transfers on the bus.
+// progress follows on the bus what agents tell of their work, an api.Transfer as
+// JSON. What nobody follows is lost; the journal has the result.
 type progress struct{ conn *nats.Conn }
 
 var _ api.Progress = progress{}
@@ -27,7 +24,7 @@ const progressBacklog = 256
 // Follow calls each with every report on an operation until the context ends.
 func (p progress) Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error {
 	reports := make(chan *nats.Msg, progressBacklog)
-	sub, err := p.conn.ChanSubscribe(ProgressPrefix+string(account)+".*."+string(operation), reports)
+	sub, err := p.conn.ChanSubscribe(client.ProgressPrefix+string(account)+".>", reports)
 	if err != nil {
 		return err
 	}
@@ -37,7 +34,10 @@ func (p progress) Follow(ctx context.Context, account events.AccountID, operatio
 		case <-ctx.Done():
 			return ctx.Err()
 		case m := <-reports:
-			if !json.Valid(m.Data) {
+			var about struct {
+				Operation events.OperationID `json:"operation"`
+			}
+			if json.Unmarshal(m.Data, &about) != nil || about.Operation != operation {
 				continue
 			}
 			if err := each(m.Data); err != nil {

@@ -387,7 +387,7 @@ func testLife(t *testing.T, seed uint64) {
 // TestAnyLife lets volumes live random lives, with the power or the process gone at any change of the disk, and compares
 // them with bytes in memory.
 func TestAnyLife(t *testing.T) {
-	for seed := range uint64(100) {
+	for seed := range uint64(50) {
 		testLife(t, seed)
 		if t.Failed() {
 			return
