@@ -248,5 +248,5 @@ func (c *copying) reachable(l *link, port string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	return run(ctx, "ip", "netns", "exec", l.receiver, "bash", "-c",
-		fmt.Sprintf("until (exec 3<>/dev/tcp/%s/%s) 2>/dev/null; do read -t 0.02 <> <(:); done", l.address, port))
+		fmt.Sprintf("until (exec 3<>/dev/tcp/%s/%s) 2>/dev/null; do sleep 0.02; done", l.address, port))
 }
