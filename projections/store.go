@@ -50,10 +50,10 @@ func (o Options) withDefaults() Options {
 		o.CacheBytes = 64 << 20
 	}
 	if o.MemTableBytes == 0 {
-		o.MemTableBytes = 16 << 20
+		o.MemTableBytes = 32 << 20
 	}
 	if o.BatchBytes == 0 {
-		o.BatchBytes = 4 << 20
+		o.BatchBytes = 16 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -118,6 +118,8 @@ func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: memTables,
+		L0CompactionThreshold:       8,
+		LBaseMaxBytes:               8 * int64(o.MemTableBytes), // fewer levels, so rows are rewritten less often
 		MaxOpenFiles:                500,
 		Logger:                      pebbleLog{o.Log},
 	}
