@@ -41,6 +41,7 @@ const maxBatchEvents = 8192
 // folder folds events into targets, many in one commit.
 type folder struct {
 	store   *Store
+	limit   int // about how many bytes one commit has
 	targets []foldTarget
 	at      uint64 // position committed
 	mark    func(b *pebble.Batch, position uint64) error
@@ -72,7 +73,7 @@ func (f *folder) fold(r events.Record) error {
 	}
 	f.pending = append(f.pending, r)
 	f.payload += len(r.Payload)
-	if f.t.bytes+f.payload >= f.store.options.BatchBytes || len(f.pending) >= maxBatchEvents {
+	if f.t.bytes+f.payload >= f.limit || len(f.pending) >= maxBatchEvents {
 		return f.commit()
 	}
 	return nil
