@@ -31,6 +31,7 @@ type Agent struct {
 	id     string
 	store  chunks.Store
 	cache  *chunks.Cache
+	ready  *readyDisks
 	reads  *projections.Store
 	feed   *projections.Feed
 	links  *transfer.Links
@@ -42,6 +43,7 @@ type Agent struct {
 	exports                        *exports
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
+	owned                          chan struct{} // closed once the region is this agent's
 
 	mu    sync.Mutex
 	epoch int
@@ -54,7 +56,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.Slots == 0 {
 		cfg.Slots = DefaultSlots
 	}
-	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), jobs: map[events.WorkID]*running{}}
+	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -75,6 +77,10 @@ func Open(cfg Config) (_ *Agent, err error) {
 	a.store = store
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
+	}
+	a.ready = newReadyDisks(a.cache)
+	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
+		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
 	}
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
@@ -170,6 +176,9 @@ func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
 // TransferAddress is where the region answers other regions.
 func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
 
+// Owned is closed once Run has made the region this agent's.
+func (a *Agent) Owned() <-chan struct{} { return a.owned }
+
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
 
@@ -189,6 +198,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
+		close(a.owned)
 		return a.schedule(ctx)
 	})
 	err := g.Wait()
@@ -229,6 +239,9 @@ func (a *Agent) Close() error {
 	}
 	if a.exports != nil {
 		errs = append(errs, a.exports.close())
+	}
+	if a.ready != nil {
+		a.ready.close()
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())

@@ -60,6 +60,9 @@ func (j *job) copy(ctx context.Context) (events.Result, error) {
 		if err := j.publish(ctx, root); err != nil {
 			return events.Result{}, ended(err)
 		}
+		if err := j.agent.ready.keep(ctx, root); err != nil {
+			return events.Result{}, ended(err)
+		}
 	}
 	return result, j.dropWork(ctx)
 }
@@ -163,6 +166,7 @@ func (j *job) undoCopy(ctx context.Context) error {
 	if err := j.dropWork(ctx); err != nil {
 		return err
 	}
+	j.agent.ready.forget(instanceRoot(j))
 	if err := j.unpublish(ctx, instanceRoot(j)); err != nil {
 		return err
 	}
@@ -172,6 +176,7 @@ func (j *job) undoCopy(ctx context.Context) error {
 
 // remove lets go of a version: of the instance, and of what its save kept here.
 func (j *job) remove(ctx context.Context) (events.Result, error) {
+	j.agent.ready.forget(instanceRoot(j))
 	for _, name := range []string{instanceRoot(j), savedRoot(j)} {
 		if _, err := j.agent.store.Unpublish(ctx, name); err != nil {
 			return events.Result{}, ended(err)

@@ -37,6 +37,18 @@ func (a agent) Close() error {
 	return err
 }
 
+// Devices is the unix socket on which a region of this process serves the disks
+// of its environments.
+func (p *Program) Devices(id events.RegionID) (string, error) {
+	<-p.agentsOpen
+	for _, a := range p.agents {
+		if served, ok := a.Agent.(agent); ok && a.region == id {
+			return served.Devices(), nil
+		}
+	}
+	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
+}
+
 // openAgent opens the agent of one region in this process. It has the agent's
 // own credential and no more rights than one on another host.
 func (p *Program) openAgent(ctx context.Context, id events.RegionID) (agent, error) {

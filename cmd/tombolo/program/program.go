@@ -46,6 +46,7 @@ type Config struct {
 
 // Agent is a region's agent as the program runs it.
 type Agent interface {
+	Owned() <-chan struct{} // closed once the region is its own
 	Run(ctx context.Context) error
 	Close() error
 }
@@ -71,6 +72,7 @@ type Program struct {
 	keys         keyring
 	users        atomic.Pointer[directory] // for the bus, which is there before the projections
 	agents       []namedAgent
+	agentsOpen   chan struct{}  // closed once agents is complete
 	closers      []func() error // in the order of opening
 }
 
@@ -106,7 +108,7 @@ const journalBytes = 8 << 30
 // New opens the data directory and everything over it. Nothing is answered
 // before Run. Errors: *Error, *bus.Error, or what lies beneath.
 func New(ctx context.Context, c Config) (_ *Program, err error) {
-	p := &Program{config: c}
+	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -282,6 +284,7 @@ func (p *Program) openAgents(ctx context.Context) error {
 		p.agents = append(p.agents, namedAgent{events.RegionID(r), a})
 		p.opened(a.Close)
 	}
+	close(p.agentsOpen)
 	return nil
 }
 
@@ -371,12 +374,26 @@ func (p *Program) Ready(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
 	}
-	select {
-	case <-p.runner.Running():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	wait := func(done <-chan struct{}) error {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	if err := wait(p.runner.Running()); err != nil {
+		return err
+	}
+	if err := wait(p.agentsOpen); err != nil {
+		return err
+	}
+	for _, a := range p.agents {
+		if err := wait(a.Owned()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cmpErr names an end that gave no reason.
