@@ -91,6 +91,8 @@ type Want struct {
 // Decide asks once; after a removal it may be asked again.
 func (c Want) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
 	switch {
+	case !c.Manifest.Valid():
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-manifest", "%q is not a manifest's digest", c.Manifest)
 	case s.removing:
 		return nil, aggregates.Refuse("removal-unfinished", "instance %s is still being removed from %s", c.Instance, c.Region).
 			WithNext("wait for its removal, then ask again")
@@ -125,13 +127,13 @@ type Demand struct {
 // where waiting would not end by itself.
 func (c Demand) Decide(s State, f aggregates.Facts) (events.InstanceEvent, error) {
 	switch {
-	case s.manifest == c.Manifest && s.verified == c.Manifest:
+	case s.verified != "" && s.verified == c.Manifest:
 		return nil, aggregates.Refuse("copy-held", "%s has verified it", c.Region)
-	case s.manifest == c.Manifest && (s.failed || s.waiting != ""):
+	case s.manifest != "" && s.manifest == c.Manifest && (s.failed || s.waiting != ""):
 		return nil, aggregates.Refuse("copy-stopped", "the copy in %s has failed or waits for something", c.Region).
 			WithNext("see to that copy first, then try again")
 	}
-	return Want{c.Ref, c.CopyWanted}.Decide(s, f)
+	return Want(c).Decide(s, f)
 }
 
 // RecordMap fixes what stands in this region for each region-bound resource.

@@ -40,7 +40,7 @@ func TestOneIDForEachTemplateVersionAndRegion(t *testing.T) {
 	for _, id := range []events.InstanceID{ID("acme", "73291467", 1, "sydney"), ID("acme", "73291467", 2, "sydney"), ID("acme", "73291467", 1, "tokyo"), ID("evil", "73291467", 1, "sydney"), ID("acme", "73291468", 1, "sydney")} {
 		ids[id] = true
 	}
-	if len(ids) != 5 || ID("acme", "73291467", 1, "sydney") != ID("acme", "73291467", 1, "sydney") {
+	if again := ID("acme", "73291467", 1, "sydney"); len(ids) != 5 || !ids[again] {
 		t.Error(ids)
 	}
 	if got := ref.Aggregate("acme").Subject(); got != "tombolo.events.acme.sydney.instance.i1" {
@@ -67,6 +67,8 @@ func TestWant(t *testing.T) {
 	facts(t, wanted).When(Want{ref, other()}).Refused("manifest-differs")
 	facts(t, wanted, leaving).When(Want{ref, wanted}).Refused("removal-unfinished")
 	facts(t, wanted, leaving, removed).When(Want{ref, wanted}).Then(wanted)
+	facts(t).When(Want{ref, events.CopyWanted{}}).Refused("bad-manifest")
+	facts(t).When(Demand{ref, events.CopyWanted{}}).Refused("bad-manifest")
 	facts(t, wanted, leaving, removed).When(Want{ref, other()}).Then(other())
 }
 

@@ -64,11 +64,10 @@ type Retry struct {
 // Aggregate is the operation.
 func (c Retry) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Operation) }
 
-// Decide accepts it unless the operation is cancelled or has nothing left to try.
+// Decide accepts it unless there is nothing left to try. Of a cancelled operation
+// that has not ended it is the undoing that is tried again.
 func (c Retry) Decide(s State, _ aggregates.Facts) (events.OperationEvent, error) {
 	switch {
-	case s.cancelled:
-		return nil, aggregates.Refuse("operation-cancelled", "operation %s was cancelled", c.Operation)
 	case s.outcome == events.Succeeded:
 		return nil, aggregates.Already("everything in it has succeeded")
 	case s.outcome == events.RolledBack || s.outcome == events.Cancelled:

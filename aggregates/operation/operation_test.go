@@ -42,8 +42,8 @@ func TestRetry(t *testing.T) {
 	facts(t, finished(events.Partly), events.RetryAsked{Attempt: 1}, finished(events.Partly)).When(Retry{"op", ""}).Then(events.RetryAsked{Attempt: 2})
 	facts(t, finished(events.Succeeded)).When(Retry{"op", ""}).Nothing()
 	facts(t, finished(events.RolledBack)).When(Retry{"op", ""}).Refused("operation-undone")
-	facts(t, events.CancelAsked{}).When(Retry{"op", ""}).Refused("operation-cancelled")
-	facts(t, events.CancelAsked{}, finished(events.Cancelled)).When(Retry{"op", ""}).Refused("operation-cancelled")
+	facts(t, events.CancelAsked{}).When(Retry{"op", ""}).Then(events.RetryAsked{Attempt: 1})
+	facts(t, events.CancelAsked{}, finished(events.Cancelled)).When(Retry{"op", ""}).Refused("operation-undone")
 	facts(t, finished(events.Cancelled)).When(Retry{"op", ""}).Refused("operation-undone")
 }
 

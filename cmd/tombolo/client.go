@@ -89,11 +89,15 @@ func (c *client) unreachable(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
+	at := c.context.HTTP
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
+		if to, perr := url.Parse(u.URL); perr == nil {
+			at = to.Scheme + "://" + to.Host // a region, perhaps
+		}
 	}
-	return fail(exitError, "server-unreachable", "the server at %s cannot be reached: %v", c.context.HTTP, err).
+	return fail(exitError, "server-unreachable", "the server at %s cannot be reached: %v", at, err).
 		withNext("is it running (tombolo up)? tombolo doctor looks closer")
 }
 
@@ -103,7 +107,7 @@ func (c *client) problem(resp *http.Response, body []byte) error {
 		return fail(exitError, "not-tombolo", "%s answered %s, and not as a Tombolo server does", c.context.HTTP, resp.Status)
 	}
 	f := fail(exitOf(&p), p.Code, "%s", p.Detail)
-	f.Next, f.Findings = p.Next, p.Findings
+	f.Next, f.Findings, f.Plan = p.Next, p.Findings, p.Plan
 	switch {
 	case p.Operation != "":
 		f.Where = "operation " + string(p.Operation)

@@ -10,7 +10,9 @@ import (
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
+	"github.com/tombolo-vdc/tombolo/handlers/ovf"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
 // The exit codes.
@@ -35,6 +37,8 @@ type failure struct {
 	Where    string        `json:"where,omitempty"`
 	Next     string        `json:"next,omitempty"`
 	Findings []api.Finding `json:"findings,omitempty"`
+
+	Plan json.RawMessage `json:"plan,omitempty"` // of what has to be confirmed
 }
 
 func (f *failure) Error() string { return f.Text + " (" + f.Code + ")" }
@@ -55,6 +59,8 @@ func failed(err error) error {
 	var f *failure
 	var started *program.Error
 	var onBus *bus.Error
+	var inPackage *ovf.Error
+	var inDisk *disks.Error
 	var agent *region.Error
 	switch {
 	case err == nil:
@@ -68,10 +74,25 @@ func failed(err error) error {
 	case errors.As(err, &onBus):
 		next := map[bus.Code]string{bus.PortInUse: "choose another address with --nats, or port 0 for a free one", bus.DataInUse: "end the other process, or choose another directory with --data"}
 		return fail(exitError, string(onBus.Code), "the bus cannot be started: %s", onBus.Detail).withNext("%s", next[onBus.Code])
+	case errors.As(err, &inPackage):
+		exit := exitError
+		if inPackage.Code == ovf.CodeExists {
+			exit = exitConflict
+		}
+		return fail(exit, inPackage.Code, "%s", because(inPackage.Message, inPackage.Err))
+	case errors.As(err, &inDisk):
+		return fail(exitError, inDisk.Code, "%s", because(inDisk.Message, inDisk.Err))
 	case errors.Is(err, context.Canceled):
 		return fail(exitError, "interrupted", "interrupted")
 	}
 	return fail(exitError, "error", "%v", err)
+}
+
+func because(text string, cause error) string {
+	if cause == nil {
+		return text
+	}
+	return text + ": " + cause.Error()
 }
 
 // print shows the failure on stderr: text for people, one JSON line with -o json.
@@ -89,6 +110,9 @@ func (f *failure) print(a *app) {
 	fmt.Fprintf(a.err, "%serror:%s %s (%s)\n", red, plain, f.Text, f.Code)
 	if f.Where != "" {
 		fmt.Fprintf(a.err, "  where: %s\n", f.Where)
+	}
+	if text := planText(f.Plan); text != "" {
+		fmt.Fprintf(a.err, "  plan: %s\n", text)
 	}
 	for _, finding := range f.Findings {
 		fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)

@@ -39,6 +39,7 @@ type User struct {
 // Commander is the bus's front door as this package needs it: commands.Door.
 type Commander interface {
 	Do(ctx context.Context, r commands.Request) (commands.Answer, error)
+	Plan(ctx context.Context, r commands.Request) (json.RawMessage, error)
 }
 
 // Documents gives graphs and manifests by digest.
@@ -72,6 +73,7 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Host      Host           // nil: this is the control plane, which holds no effects
 	Enrol     Enrol          // nil: this is a region, which enrols none
@@ -104,6 +106,7 @@ func New(c Config) *Server {
 	s.poolRoutes()
 	s.environmentRoutes()
 	s.templateRoutes()
+	s.instantiateRoutes()
 	s.operationRoutes()
 	s.workRoutes()
 	s.accountRoutes()

@@ -9,6 +9,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/operation"
 	"github.com/tombolo-vdc/tombolo/aggregates/template"
+	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 )
 
@@ -30,7 +31,7 @@ type effort struct {
 	Said      events.Outcome     `json:"said,omitempty"` // since the last retry
 }
 
-var overtaken = events.Cause{Code: "overtaken", Text: "the regions that it added are not wanted any more"}
+var overtaken = events.Cause{Code: "overtaken", Text: "what it had not done yet is not wanted any more"}
 
 var cancelled = events.Cause{Code: "cancelled", Text: "its cancellation was asked for"}
 
@@ -82,8 +83,6 @@ func (p *placing) conclude(v *placedVersion, outcome events.Outcome, why *events
 		case e.Version != v.Version || e.Outcome != "":
 		case e.Cancelled:
 			e.Outcome, e.Cause = events.Cancelled, &cancelled
-		case e.Said != "" && outcome == events.Succeeded:
-			e.Outcome = e.Said // some regions never got it
 		default:
 			e.Outcome, e.Cause = outcome, why
 		}
@@ -91,14 +90,14 @@ func (p *placing) conclude(v *placedVersion, outcome events.Outcome, why *events
 }
 
 // concludeAll decides it for all that is under way; what only waits in the queue
-// ends at once. What has been said already ("partly") stays said.
+// ends at once.
 func (p *placing) concludeAll(why events.Cause) []Send {
 	var out []Send
 	p.Efforts = slices.DeleteFunc(p.Efforts, func(e effort) bool {
 		if e.Queued {
 			out = append(out, p.finish(e.Operation, outcomeOf(why), &why))
 		}
-		return e.Queued || e.Said != "" && e.Outcome == ""
+		return e.Queued
 	})
 	for i := range p.Efforts {
 		if e := &p.Efforts[i]; e.Outcome == "" {
@@ -273,15 +272,20 @@ func (p *placing) onCancel(op events.OperationID) []Send {
 // onRetry has what failed or waits tried again.
 func (p *placing) onRetry(op events.OperationID, asked events.RetryAsked) []Send {
 	e := p.effort(op)
+	var out []Send
+	for _, v := range p.Versions {
+		if v.Stuck && (op == p.Deleting || e != nil && e.Version == v.Version) {
+			out = append(out, send(p.Account, fmt.Sprintf("retry save %d", v.Version), work.Retry{Ref: work.Ref{Region: v.Source.Region, Work: v.Save}}))
+		}
+	}
 	if e == nil || e.Outcome != "" {
-		return nil
+		return out
 	}
 	e.Said = ""
 	v := p.version(cmp.Or(e.Version, p.Active))
-	if v == nil {
-		return nil
+	if v == nil || e.Cancelled {
+		return append(out, p.ended()...)
 	}
-	var out []Send
 	for _, region := range slices.Sorted(maps.Keys(v.Held)) {
 		state := v.Held[region]
 		if state != failed && state != wanted || asked.Region != "" && asked.Region != region || e.Version == 0 && !slices.Contains(e.Add, region) {

@@ -83,7 +83,7 @@ func (h *holding) Index() []string {
 		out = append(out, waitingFor(h.Region, t))
 	}
 	if h.Stuck != "" {
-		out = append(out, "operation/"+string(h.RemovedBy))
+		out = append(out, "operation/"+string(h.RemovedBy), "operation/"+string(h.Wanted.Operation))
 	}
 	return out
 }

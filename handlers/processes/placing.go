@@ -44,6 +44,7 @@ type placedVersion struct {
 	Bytes     int64                             `json:"bytes,omitempty"`
 	Resources []events.ResourceRef              `json:"resources,omitempty"`
 	Save      events.WorkID                     `json:"save,omitempty"`   // under way
+	Stuck     bool                              `json:"stuck,omitempty"`  // its save could not be undone
 	Gone      bool                              `json:"gone,omitempty"`   // abandoned or retired
 	Lender    events.RegionID                   `json:"lender,omitempty"` // outside the set; holds it only until the set does
 	Held      map[events.RegionID]instanceState `json:"held"`
@@ -88,6 +89,9 @@ func (p *placing) Index() []string {
 	}
 	for _, e := range p.Efforts {
 		out = append(out, "operation/"+string(e.Operation))
+	}
+	if p.Deleting != "" {
+		out = append(out, "operation/"+string(p.Deleting))
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -183,8 +187,12 @@ func (p *placing) onSave(r events.Record, e events.WorkEvent) []Send {
 		}
 		return p.abandon(v, e.Why)
 	case events.WorkUndone:
-		v.Save = ""
+		v.Save, v.Stuck = "", false
 		return p.ended()
+	case events.WorkStuck:
+		v.Stuck = true
+	case events.WorkRetried:
+		v.Stuck = false
 	}
 	return nil
 }
@@ -289,7 +297,9 @@ func (p *placing) onInstance(r events.Record, e events.InstanceEvent) []Send {
 		return append(append(out, p.activate(v)...), p.ended()...)
 	case events.CopyFailed:
 		v.Held[region] = failed
-		return p.ended()
+		return append(p.giveUp(v, region), p.ended()...)
+	case events.CopyWaiting:
+		return p.giveUp(v, region)
 	case events.CopyRetried, events.CopyDamaged:
 		v.Held[region] = wanted
 	}
@@ -312,6 +322,15 @@ func (p *placing) onCached(r events.Record, v *placedVersion, w events.CopyWante
 		return p.want(v, region)
 	}
 	return nil
+}
+
+// giveUp removes a copy that only an environment asked for: that environment has
+// failed by this, and nobody else would have it tried again.
+func (p *placing) giveUp(v *placedVersion, region events.RegionID) []Send {
+	if !v.Cached[region] {
+		return nil
+	}
+	return p.remove(v.Operation, v, region)
 }
 
 // current says whether the regions of the set are to hold the version.
@@ -379,7 +398,7 @@ func (p *placing) onRetired(e events.VersionRetired) []Send {
 		return nil // the template was deleted meanwhile, and it with it
 	}
 	v.Gone = true
-	p.conclude(v, events.Succeeded, nil)
+	p.conclude(v, events.Cancelled, &overtaken) // only what some region has not got is still there to conclude
 	op := v.Operation
 	if a := p.version(p.Active); a != nil {
 		op = a.Operation

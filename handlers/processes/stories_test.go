@@ -60,7 +60,7 @@ func TestStories(t *testing.T) {
 		again("killed-always", func(w *world) { w.killer.at = func(int) bool { return true } })
 		stride := 1
 		if !*everyKill {
-			stride = 1 + appends/10
+			stride = 1 + appends/4
 		}
 		for n := 1; n <= appends; n += stride {
 			again(fmt.Sprintf("killed-%d", n), func(w *world) { w.killer.at = func(i int) bool { return i == n } })

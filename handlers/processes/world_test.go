@@ -49,7 +49,7 @@ type world struct {
 // order is a work order as its agent sees it.
 type order struct {
 	events.WorkOrdered
-	open, undo, started bool
+	open, undo, broken bool // broken: failed, or its undo stuck
 }
 
 // schedule says in which order the managers get to work.
@@ -194,7 +194,7 @@ func (w *world) step(i int) {
 	case errors.Is(err, errKilled):
 		x := commands.NewExecutor(w.killer, w.clock)
 		for i, m := range w.managers {
-			m.executor = x
+			m.executor, m.seen, m.passed = x, 0, 0
 			w.cursors[i] = m.store.Position()
 		}
 	case err != nil:
@@ -221,14 +221,14 @@ func (w *world) note(r events.Record) {
 		w.names[a.ID] = called
 		w.works[called+" "+string(a.Region)] = a
 		w.orders[a] = &order{WorkOrdered: e, open: true}
-	case events.WorkStarted:
-		w.orders[a].started = true
-	case events.WorkDone, events.WorkFailed, events.WorkUndone, events.WorkWrittenOff, events.WorkStuck:
-		w.orders[a].open = false
+	case events.WorkDone, events.WorkUndone, events.WorkWrittenOff:
+		w.orders[a].open, w.orders[a].broken = false, false
+	case events.WorkFailed, events.WorkStuck:
+		w.orders[a].open, w.orders[a].broken = false, true
 	case events.WorkUndoOrdered:
-		w.orders[a].open, w.orders[a].undo = true, true
+		w.orders[a].open, w.orders[a].undo, w.orders[a].broken = true, true, false
 	case events.WorkRetried:
-		w.orders[a].open, w.orders[a].started = true, false
+		w.orders[a].open, w.orders[a].broken = true, false
 	}
 }
 

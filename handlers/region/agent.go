@@ -32,6 +32,7 @@ type Agent struct {
 	id     string
 	store  chunks.Store
 	cache  *chunks.Cache
+	ready  *readyDisks
 	reads  *projections.Store
 	feed   *projections.Feed
 	links  *transfer.Links
@@ -40,10 +41,10 @@ type Agent struct {
 	transferListener, httpListener net.Listener
 	transferServer                 *transfer.Server
 	uploads                        *uploads
+	exports                        *exports
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
-
-	owned chan struct{} // closed when the region is this agent's
+	owned                          chan struct{} // closed once the region is this agent's
 
 	mu    sync.Mutex
 	epoch int
@@ -62,7 +63,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 			a.Close()
 		}
 	}()
-	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
+	for _, d := range []string{"chunks", "reads", "uploads", "exports", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -81,6 +82,10 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
 	}
+	a.ready = newReadyDisks(a.cache)
+	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
+		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
+	}
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
 	}
@@ -98,6 +103,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	if a.devices, err = newDevices(a); err != nil {
+		return nil, err
+	}
+	if a.exports, err = openExports(context.Background(), a); err != nil {
 		return nil, err
 	}
 	return a, a.devices.openAll(context.Background())
@@ -213,6 +221,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
+	g.Go(func() error { return a.exports.run(ctx) })
 	g.Go(func() error {
 		err := a.devices.server.ListenAndServe(ctx, a.devices.socket, func() {})
 		return errors.Join(err, ctx.Err())
@@ -234,6 +243,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
+	a.exports.register(mux)
 	if a.cfg.HTTP != nil {
 		mux.Handle("/", a.cfg.HTTP(a))
 	}
@@ -258,6 +268,12 @@ func (a *Agent) Close() error {
 	}
 	if a.devices != nil {
 		errs = append(errs, a.devices.close())
+	}
+	if a.exports != nil {
+		errs = append(errs, a.exports.close())
+	}
+	if a.ready != nil {
+		a.ready.close()
 	}
 	if a.cache != nil {
 		errs = append(errs, a.cache.Close())

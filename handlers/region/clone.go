@@ -39,18 +39,22 @@ func (j *job) dropEnvironment(ctx context.Context) (freed int64, err error) {
 	return j.collect(ctx)
 }
 
-// dropEnvironment closes the environment's disks and takes away what there is
-// of it; the folder's last file to go is the one that names its order.
+// dropEnvironment takes away what there is of an environment; the last to go is
+// the folder that names its order.
 func (a *Agent) dropEnvironment(ctx context.Context, id events.EnvironmentID) error {
-	if err := a.devices.drop(id); err != nil {
+	if err := os.RemoveAll(a.environmentPath(id, "graph.json")); err != nil {
 		return err
 	}
 	done := a.around(RemoveEnvironment)
-	for _, part := range []string{"graph.json", "disks", ""} {
-		if err := os.RemoveAll(a.environmentPath(id, part)); err != nil {
-			return err
-		}
+	if err := a.devices.host.Discard(string(id)); err != nil {
+		return err
+	}
+	if err := a.release(ctx, id, nil); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(a.environmentPath(id)); err != nil {
+		return err
 	}
 	done()
-	return a.release(ctx, id, nil)
+	return nil
 }

@@ -60,6 +60,9 @@ func (j *job) copy(ctx context.Context) (events.Result, error) {
 		if err := j.publish(ctx, root); err != nil {
 			return events.Result{}, ended(err)
 		}
+		if err := j.agent.ready.keep(ctx, root); err != nil {
+			return events.Result{}, ended(err)
+		}
 	}
 	return result, j.dropWork(ctx)
 }
@@ -132,17 +135,21 @@ func distance(a, b events.RegionProfile) float64 {
 
 // manifest reads the manifest, from the region itself where it is held already.
 func (j *job) manifest(ctx context.Context) (m graph.Manifest, raw []byte, err error) {
-	raw, err = os.ReadFile(j.agent.manifestPath(j.Order.Manifest))
-	if err != nil || events.DigestOf(raw) != j.Order.Manifest {
-		if raw, err = j.agent.cfg.Documents.Get(ctx, j.Order.Manifest); err != nil {
+	return j.agent.manifest(ctx, j.Order.Manifest)
+}
+
+func (a *Agent) manifest(ctx context.Context, d events.Digest) (m graph.Manifest, raw []byte, err error) {
+	raw, err = os.ReadFile(a.manifestPath(d))
+	if err != nil || events.DigestOf(raw) != d {
+		if raw, err = a.cfg.Documents.Get(ctx, d); err != nil {
 			return m, nil, err
 		}
 	}
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return m, nil, fail("manifest-damaged", "", "manifest %s: %v", j.Order.Manifest, err)
+		return m, nil, fail("manifest-damaged", "", "manifest %s: %v", d, err)
 	}
 	if m.Format != graph.ManifestFormat {
-		return m, nil, fail("manifest-format-unknown", "update the region's agent", "manifest %s is of form %d, this agent reads %d", j.Order.Manifest, m.Format, graph.ManifestFormat)
+		return m, nil, fail("manifest-format-unknown", "update the region's agent", "manifest %s is of form %d, this agent reads %d", d, m.Format, graph.ManifestFormat)
 	}
 	return m, raw, nil
 }
@@ -160,6 +167,7 @@ func (j *job) undoCopy(ctx context.Context) error {
 	if err := j.dropWork(ctx); err != nil {
 		return err
 	}
+	j.agent.ready.forget(instanceRoot(j))
 	if err := j.unpublish(ctx, instanceRoot(j)); err != nil {
 		return err
 	}
@@ -169,6 +177,7 @@ func (j *job) undoCopy(ctx context.Context) error {
 
 // remove lets go of a version: of the instance, and of what its save kept here.
 func (j *job) remove(ctx context.Context) (events.Result, error) {
+	j.agent.ready.forget(instanceRoot(j))
 	for _, name := range []string{instanceRoot(j), savedRoot(j)} {
 		if _, err := j.agent.store.Unpublish(ctx, name); err != nil {
 			return events.Result{}, ended(err)

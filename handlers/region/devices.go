@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
@@ -17,28 +16,23 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/region/volumes"
 )
 
-// devices are the disks of the region's environments: open volumes, each an
-// export of one NBD server on a unix socket of the region.
+// devices are the disks of the region's environments: volumes, each an export of
+// one NBD server on a unix socket of the region.
 type devices struct {
 	agent  *Agent
+	host   *volumes.Host
 	server *nbd.Server
 	socket string
-
-	mu   sync.Mutex
-	open map[string]*volumes.Volume // by export
 }
 
 // Export is the name of a disk's block device on the region's socket:
 // "<environment>/<node>/<disk>".
-func Export(id events.EnvironmentID, disk string) string { return string(id) + "/" + disk }
+func Export(id events.EnvironmentID, disk string) string {
+	return volumes.ExportName(string(id), disk)
+}
 
 func (a *Agent) environmentPath(id events.EnvironmentID, parts ...string) string {
 	return filepath.Join(append([]string{a.cfg.Dir, "environments", string(id)}, parts...)...)
-}
-
-// volumePath is the folder of a disk ("<node>/<item>").
-func (a *Agent) volumePath(id events.EnvironmentID, disk string) string {
-	return a.environmentPath(id, "disks", strings.ReplaceAll(disk, "/", "."))
 }
 
 func newDevices(a *Agent) (*devices, error) {
@@ -46,80 +40,55 @@ func newDevices(a *Agent) (*devices, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &devices{agent: a, server: nbd.NewServer(), socket: socket, open: map[string]*volumes.Volume{}}, nil
+	server := nbd.NewServer()
+	return &devices{a, volumes.NewHost(filepath.Join(a.cfg.Dir, "volumes"), a.cache, server), server, socket}, nil
 }
 
 // Devices is the unix socket on which the environments' disks are served.
 func (a *Agent) Devices() string { return a.devices.socket }
 
-// openAll opens the disks of all environments that are there, as they were.
+// openAll opens the disks of all environments that are complete, as they were.
 func (d *devices) openAll(ctx context.Context) error {
 	entries, err := os.ReadDir(filepath.Join(d.agent.cfg.Dir, "environments"))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		id := events.EnvironmentID(e.Name())
-		g, err := d.agent.environmentGraph(id)
+		_, err := os.Stat(d.agent.environmentPath(events.EnvironmentID(e.Name()), "graph.json"))
 		if os.IsNotExist(err) {
 			continue // it was not finished; its order is open still, or the janitor finds it
 		}
 		if err == nil {
-			err = d.openEnvironment(ctx, id, g)
+			err = d.host.Open(ctx, e.Name())
 		}
 		if err != nil {
 			// One environment that is damaged must not keep the others from working.
-			d.agent.cfg.Log.Error("the disks of an environment cannot be opened", "environment", id, "error", err)
+			d.agent.cfg.Log.Error("the disks of an environment cannot be opened", "environment", e.Name(), "error", err)
 		}
-	}
-	return nil
-}
-
-// openEnvironment opens and serves the environment's disks; those that are open
-// stay so.
-func (d *devices) openEnvironment(ctx context.Context, id events.EnvironmentID, g graph.Graph) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, disk := range g.Disks() {
-		name := Export(id, disk.Name())
-		if d.open[name] != nil {
-			continue
-		}
-		v, err := volumes.Open(ctx, d.agent.volumePath(id, disk.Name()), d.agent.cache)
-		if err != nil {
-			return err
-		}
-		if err := d.server.Add(nbd.Export{Name: name, Description: disk.Name(), Device: v}); err != nil {
-			return errors.Join(err, v.Close())
-		}
-		d.open[name] = v
 	}
 	return nil
 }
 
 // create makes the environment's volumes over the disks' indexes and serves them.
 func (d *devices) create(ctx context.Context, id events.EnvironmentID, g graph.Graph) error {
+	var disks []volumes.Disk
 	for _, disk := range g.Disks() {
-		path := d.agent.volumePath(id, disk.Name())
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return err
-		}
-		done := d.agent.around(CreateVolumes)
-		if err := volumes.Create(path, chunks.Digest(disk.Digest), disk.Size); err != nil {
-			return err
-		}
-		done()
+		disks = append(disks, volumes.Disk{Name: disk.Name(), Base: chunks.Digest(disk.Digest), Size: disk.Size})
 	}
-	return d.openEnvironment(ctx, id, g)
+	done := d.agent.around(CreateVolumes)
+	if err := d.host.Create(ctx, string(id), disks); err != nil {
+		return err
+	}
+	done()
+	return nil
 }
 
 // of gives the open volumes of an environment, in the order of the graph.
 func (d *devices) of(id events.EnvironmentID, g graph.Graph) ([]*volumes.Volume, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	open := d.host.Volumes(string(id))
 	var out []*volumes.Volume
 	for _, disk := range g.Disks() {
-		v := d.open[Export(id, disk.Name())]
+		v := open[disk.Name()]
 		if v == nil {
 			return nil, fail("disk-not-open", "restart the region's agent, and look at its log", "disk %s of environment %s is not open", disk.Name(), id)
 		}
@@ -128,31 +97,7 @@ func (d *devices) of(id events.EnvironmentID, g graph.Graph) ([]*volumes.Volume,
 	return out, nil
 }
 
-// drop closes the environment's disks; whoever uses them is disconnected.
-func (d *devices) drop(id events.EnvironmentID) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var errs []error
-	for name, v := range d.open {
-		if strings.HasPrefix(name, string(id)+"/") {
-			d.server.Remove(name)
-			errs = append(errs, v.Close())
-			delete(d.open, name)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (d *devices) close() error {
-	errs := []error{d.server.Close()}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, v := range d.open {
-		errs = append(errs, v.Close())
-	}
-	d.open = nil
-	return errors.Join(errs...)
-}
+func (d *devices) close() error { return errors.Join(d.server.Close(), d.host.Close()) }
 
 // environmentGraph is the graph of an environment of this region as it was kept
 // last, with the digests of its disks' bases. An error that is os.ErrNotExist:

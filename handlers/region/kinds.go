@@ -37,7 +37,9 @@ func nothing(*job, context.Context) error { return nil }
 // The names of a version's roots in the chunk store: what its save keeps until
 // the instance is there, and the instance. The owner is the order.
 func savedRoot(j *job) string    { return "saved/" + slot(j.Order) }
-func instanceRoot(j *job) string { return "instance/" + slot(j.Order) }
+func instanceRoot(j *job) string { return instanceRoots + slot(j.Order) }
+
+const instanceRoots = "instance/"
 
 // slot is the direct location of a version in a region: "73291467@2".
 func slot(o events.Order) string {

@@ -9,6 +9,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/volumes"
+	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 // save fixes the environment's disks, all at one moment, as the content of a
@@ -28,6 +29,9 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, err
 	}
+	if err := j.nameResources(id, &g); err != nil {
+		return events.Result{}, err
+	}
 	m := graph.Manifest{Format: graph.ManifestFormat, Environment: id, Region: j.Region, Depth: graph.ConfigurationData, Graph: g, Order: g.Order()}
 	if result.Manifest, err = j.put(ctx, m); err != nil {
 		return events.Result{}, err
@@ -37,6 +41,30 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 		result.Resources = append(result.Resources, events.ResourceRef{ID: r.ID, Type: string(r.Type), Value: r.Value, LeansOn: r.LeansOn})
 	}
 	return result, j.dropWork(ctx)
+}
+
+// nameResources puts the values that the environment has into the graph, so
+// that a map in another region says what it replaces.
+func (j *job) nameResources(id events.EnvironmentID, g *graph.Graph) error {
+	view, err := j.agent.feed.Now("environments")
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	substitutions, _, err := projections.Environments{}.Map(view, id)
+	if err != nil {
+		return err
+	}
+	for _, s := range substitutions {
+		for n := range g.Nodes {
+			for r := range g.Nodes[n].Resources {
+				if g.Nodes[n].Resources[r].ID == s.Resource {
+					g.Nodes[n].Resources[r].Value = s.To
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // saveDisks stores what the disks are at one moment and puts the digests into

@@ -52,6 +52,18 @@ func (a *RegionAgent) Close() error {
 	return err
 }
 
+// Devices is the unix socket on which a region of this process serves the disks
+// of its environments.
+func (p *Program) Devices(id events.RegionID) (string, error) {
+	<-p.agentsOpen
+	for _, a := range p.agents {
+		if a.region == id {
+			return a.RegionAgent.Devices(), nil
+		}
+	}
+	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
+}
+
 // reconnectPause is how long an agent waits between attempts to reach the bus.
 const reconnectPause = 500 * time.Millisecond
 

@@ -61,6 +61,7 @@ type Program struct {
 	runner       *processes.Runner
 	door         *commands.Door
 	inbox        *commands.Inbox
+	feeds        *bus.Feeds
 	journalID    string
 	documents    *documents.Bucket
 	bootstrapped uint64 // position at which accounts and regions are there
@@ -69,6 +70,7 @@ type Program struct {
 	keys         keyring
 	users        atomic.Pointer[directory] // for the bus, which is there before the projections
 	agents       []namedAgent
+	agentsOpen   chan struct{}  // closed once agents is complete
 	closers      []func() error // in the order of opening
 }
 
@@ -104,7 +106,7 @@ const journalBytes = 8 << 30
 // New opens the data directory and everything over it. Nothing is answered
 // before Run. Errors: *Error, *bus.Error, or what lies beneath.
 func New(ctx context.Context, c Config) (_ *Program, err error) {
-	p := &Program{config: c}
+	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Close())
@@ -140,6 +142,9 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	}
 	if err := p.bootstrap(ctx); err != nil {
 		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+	}
+	if err := p.openFeeds(ctx); err != nil {
+		return nil, err
 	}
 	if err := p.openDoor(ctx); err != nil {
 		return nil, err
@@ -279,6 +284,7 @@ func (p *Program) openAgents(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
 	}
+	defer close(p.agentsOpen)
 	if p.config.Alone {
 		return nil
 	}
@@ -348,6 +354,8 @@ func (p *Program) Run(ctx context.Context) error {
 		}
 	})
 	part("the processes", p.runner.Run)
+	part("the deadlines", p.endDeadlines)
+	parts.Go(func() { p.followTenants(ctx) })
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
@@ -379,12 +387,26 @@ func (p *Program) Ready(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
 	}
-	select {
-	case <-p.runner.Running():
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	wait := func(done <-chan struct{}) error {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	if err := wait(p.runner.Running()); err != nil {
+		return err
+	}
+	if err := wait(p.agentsOpen); err != nil {
+		return err
+	}
+	for _, a := range p.agents {
+		if err := a.Ready(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // cmpErr names an end that gave no reason.

@@ -58,6 +58,13 @@ func (m *memory) Flush() error {
 	return nil
 }
 
+// look gives a copy of the bytes and the number of flushes.
+func (m *memory) look() ([]byte, int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return slices.Clone(m.bytes), m.flushes
+}
+
 // Extent maps blocks of 64 KiB.
 func (m *memory) Extent(off, n int64) (bool, int64, error) {
 	m.mu.RLock()
@@ -159,12 +166,14 @@ func TestClientAndServer(t *testing.T) {
 	if err := errors.Join(c.Trim(0, 4096), c.WriteZeroes(4096, c.Size()-4096, true), c.Flush()); err != nil {
 		t.Fatal(err)
 	}
-	if d.flushes != 1 || slices.ContainsFunc(d.bytes, func(b byte) bool { return b != 0 }) {
-		t.Fatal(d.flushes, "flushes, or something is left")
+	if b, flushes := d.look(); flushes != 1 || slices.ContainsFunc(b, func(b byte) bool { return b != 0 }) {
+		t.Fatal(flushes, "flushes, or something is left")
 	}
 	_, err = c.WriteAt([]byte{1}, c.Size())
 	wantCode(t, err, RangeInvalid)
+	d.mu.Lock()
 	d.full = true
+	d.mu.Unlock()
 	if _, err := c.WriteAt([]byte{1}, 0); !errors.Is(err, ENOSPC) {
 		t.Fatal(err)
 	}
@@ -211,7 +220,8 @@ func TestRemoveWaitsForRequests(t *testing.T) {
 	default:
 	}
 	close(d.goOn)
-	if !<-removed || s.Remove("disk") || d.bytes[0] != 7 {
+	removedIt := <-removed
+	if b, _ := d.look(); !removedIt || s.Remove("disk") || b[0] != 7 {
 		t.Fatal("not removed as told")
 	}
 	wantCode(t, s.Add(Export{Name: "", Device: d}), ExportInvalid)
@@ -410,13 +420,13 @@ func TestOtherPrograms(t *testing.T) {
 	}
 	out := filepath.Join(t.TempDir(), "out")
 	tool(t, "nbdcopy", uri, out)
-	if got, err := os.ReadFile(out); err != nil || !bytes.Equal(got, d.bytes) {
+	before, flushes := d.look()
+	if got, err := os.ReadFile(out); err != nil || !bytes.Equal(got, before) {
 		t.Fatal("nbdcopy reads something else", err)
 	}
-	flushes := d.flushes
 	tool(t, "qemu-io", "-f", "raw", "-c", "write -P 0xab 1234k 100k", "-c", "write -f -P 0xcd 10M 512", "-c", "write -z 20M 1M", "-c", "discard 30M 1M",
 		"-c", "flush", "-c", "read -P 0xab 1234k 100k", uri)
-	if d.bytes[1234<<10] != 0xab || d.bytes[10<<20+511] != 0xcd || d.bytes[20<<20+5] != 0 || d.bytes[30<<20] != 0 || d.flushes < flushes+2 {
+	if b, n := d.look(); b[1234<<10] != 0xab || b[10<<20+511] != 0xcd || b[20<<20+5] != 0 || b[30<<20] != 0 || n < flushes+2 {
 		t.Error("qemu-io's writes are not there")
 	}
 	in := noise(40<<20 + 1)[:40<<20]
@@ -424,7 +434,7 @@ func TestOtherPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	tool(t, "nbdcopy", "--flush", out, uri)
-	if !bytes.Equal(d.bytes, in) {
+	if b, _ := d.look(); !bytes.Equal(b, in) {
 		t.Error("nbdcopy wrote something else")
 	}
 	if cmp := tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", out, uri); !strings.Contains(cmp, "identical") {

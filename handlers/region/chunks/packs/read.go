@@ -63,22 +63,40 @@ func (p *pack) record(e entry, buf []byte) (rec chunks.Record, there bool, err e
 
 // Acquire implements chunks.Reader.
 func (s *Store) Acquire(ctx context.Context, d chunks.Digest) (*chunks.DiskIndex, func(), error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	a := s.acquired[d]
+	if a != nil { // somebody reads it: neither its index nor its protection must be made again
+		a.count++
+		s.mu.Unlock()
+		<-a.marked
+		return a.index, s.releaser(d, a), nil
+	}
+	s.mu.Unlock()
 	x, err := s.Index(ctx, d)
 	if err != nil {
 		return nil, nil, err
 	}
 	s.mu.Lock()
-	a := s.acquired[d]
-	if a == nil {
-		a = &acquiredDisk{index: x}
+	if a = s.acquired[d]; a == nil {
+		a = &acquiredDisk{index: x, marked: make(chan struct{})}
 		s.acquired[d] = a
+		defer func() {
+			// A running Collect has chosen what to keep already.
+			s.mark(x)
+			close(a.marked)
+		}()
 	}
 	a.count++
 	s.mu.Unlock()
-	// A running Collect has chosen what to keep already.
-	s.mark(x)
+	return a.index, s.releaser(d, a), nil
+}
+
+func (s *Store) releaser(d chunks.Digest, a *acquiredDisk) func() {
 	var once sync.Once
-	return x, func() {
+	return func() {
 		once.Do(func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -86,13 +104,14 @@ func (s *Store) Acquire(ctx context.Context, d chunks.Digest) (*chunks.DiskIndex
 				delete(s.acquired, d)
 			}
 		})
-	}, nil
+	}
 }
 
 // acquiredDisk is a disk that is read, count times.
 type acquiredDisk struct {
-	index *chunks.DiskIndex
-	count int
+	index  *chunks.DiskIndex
+	count  int
+	marked chan struct{} // closed once a Collect that runs knows of it
 }
 
 // mark protects a disk from the running Collect. What names a disk marks it, after it is there for the next Collect to see.
