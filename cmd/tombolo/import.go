@@ -93,24 +93,85 @@ func nameOf(path string) (string, error) {
 	return strings.TrimSuffix(base, filepath.Ext(base)), nil
 }
 
-// importAll makes the environment. If its disks cannot all be sent, nothing of
-// it stays.
+// importEnvironment makes the environment and gives its id. If its disks cannot
+// all be sent, nothing of it stays.
+func (c *client) importEnvironment(ctx context.Context, from brought, at, name string) (string, error) {
+	_, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": at, "name": name, "graph": from.graph})
+	if err != nil {
+		return "", err
+	}
+	if err := c.upload(ctx, accepted.ID, from.disks); err != nil {
+		return "", c.abandon(ctx, accepted.ID, err)
+	}
+	return accepted.ID, c.await(ctx, accepted.Operation)
+}
+
+func (a *app) templateImport(one shape) *cobra.Command {
+	var name, number, roots string
+	var regions []string
+	c := a.verb("import FILE --name NAME --regions A,B", "Make a template of an OVF package, a disk image, or a folder that an export wrote", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		switch {
+		case name == "" || len(regions) == 0:
+			return usage("template import needs --name and --regions")
+		case a.noWait || !a.wait:
+			return usage("template import waits: it saves an environment, and deletes it after")
+		case a.dryRun:
+			return usage("template import has no plan to show; nothing was done").withNext("tombolo env import %s --region %s --dry-run shows what is in it", args[0], regions[0])
+		}
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		trusted, err := trustedRoots(roots)
+		if err != nil {
+			return err
+		}
+		from, err := a.bring(ctx, args[0], trusted)
+		if err != nil {
+			return err
+		}
+		defer from.close()
+		a.findings(from.findings)
+		id, err := c.importEnvironment(ctx, from, regions[0], name)
+		if err != nil {
+			return err
+		}
+		if a.key != "" {
+			a.key += "-template" // another command than the environment's
+		}
+		body := map[string]any{"environment": id, "region": regions[0], "name": name, "regions": regions}
+		if number != "" {
+			body["number"] = number
+		}
+		_, accepted, err := c.write(ctx, http.MethodPost, "/v1/templates", body)
+		if err == nil {
+			err = c.await(ctx, accepted.Operation)
+		}
+		if err = c.abandon(ctx, id, err); err != nil {
+			return err
+		}
+		b, err := c.read(ctx, templatePath(accepted.ID), nil)
+		if err != nil {
+			return err
+		}
+		return a.show(b, one)
+	})
+	f := c.Flags()
+	f.StringVar(&name, "name", "", "as people call it")
+	f.StringVar(&number, "number", "", "eight digits; chosen by Tombolo unless given")
+	f.StringSliceVar(&regions, "regions", nil, "that should hold it; it is taken in by the first")
+	f.StringVar(&roots, "trust", "", "PEM file with the certificates that must vouch for a package's signer")
+	return c
+}
+
+// importAll makes the environment and shows it.
 func (c *client) importAll(ctx context.Context, from brought, at, name string, one shape) error {
-	b, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": at, "name": name, "graph": from.graph})
+	id, err := c.importEnvironment(ctx, from, at, name)
 	if err != nil {
 		return err
 	}
-	var created api.AcceptedEnvironment
-	if err := json.Unmarshal(b, &created); err != nil {
-		return err
-	}
-	if err := c.upload(ctx, accepted.ID, from.disks); err != nil {
-		return c.abandon(ctx, accepted.ID, err)
-	}
-	if err := c.await(ctx, accepted.Operation); err != nil {
-		return err
-	}
-	if b, err = c.read(ctx, envPath(accepted.ID), nil); err != nil {
+	b, err := c.read(ctx, envPath(id), nil)
+	if err != nil {
 		return err
 	}
 	var shown map[string]json.RawMessage
@@ -133,6 +194,9 @@ func (c *client) importAll(ctx context.Context, from brought, at, name string, o
 // left to the region that it comes to; digests belong to the place they are from.
 func (a *app) bring(ctx context.Context, path string, trusted *x509.CertPool) (out brought, err error) {
 	if _, stat := os.Stat(filepath.Join(path, graphFile)); stat == nil {
+		if trusted != nil {
+			return out, usage("--trust: %s is a folder that env export wrote, which nobody signs", path)
+		}
 		out, err = bringFolder(path)
 	} else {
 		out, err = a.bringPackage(ctx, path, trusted)
