@@ -253,7 +253,7 @@ func versionKey(template string, version int) Key { return Key{template, Number(
 func (Catalogue) Name() string { return "catalogue" }
 
 // Shape of the rows.
-func (Catalogue) Shape() int { return 1 }
+func (Catalogue) Shape() int { return 2 }
 
 // Tables of the catalogue.
 func (Catalogue) Tables() []Described {
@@ -330,6 +330,8 @@ func (t *TemplateRow) fold(r events.Record, fact events.TemplateEvent) error {
 		}
 	case events.ReplacementQueued:
 		t.Queue = append(t.Queue, QueuedRow{e.Operation, e.Source, e.Policy, e.Deadline, stored(r)})
+	case events.ReplacementUnqueued:
+		t.Queue = slices.DeleteFunc(t.Queue, func(q QueuedRow) bool { return q.Operation == e.Operation })
 	case events.VersionActivated:
 		t.Active, t.Activated = e.Version, stored(r)
 		t.unstage(e.Version)
@@ -366,7 +368,7 @@ func (Catalogue) instance(w *Batch, r events.Record, fact events.InstanceEvent) 
 			Template: e.Template, Version: e.Version, Manifest: e.Manifest, Bytes: e.Bytes, Wanted: !e.Cached, WantedBy: evidence(r),
 			Cached: e.Cached, Inherits: e.Inherits, Attempt: 1, Operation: e.Operation, Created: stored(r), Revision: r.Revision})
 	case events.ResourcesMapped:
-		if err := instanceMaps.Put(w, MapRow{events.InstanceID(r.Aggregate.ID), e.Map}); err != nil {
+		if err := replace(instanceMaps, w, MapRow{events.InstanceID(r.Aggregate.ID), e.Map}); err != nil {
 			return err
 		}
 	case events.CopyRemoved:

@@ -107,7 +107,7 @@ func (c *client) problem(resp *http.Response, body []byte) error {
 		return fail(exitError, "not-tombolo", "%s answered %s, and not as a Tombolo server does", c.context.HTTP, resp.Status)
 	}
 	f := fail(exitOf(&p), p.Code, "%s", p.Detail)
-	f.Next, f.Findings = p.Next, p.Findings
+	f.Next, f.Findings, f.Plan = p.Next, p.Findings, p.Plan
 	switch {
 	case p.Operation != "":
 		f.Where = "operation " + string(p.Operation)

@@ -11,6 +11,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/ovf"
+	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
@@ -36,6 +37,8 @@ type failure struct {
 	Where    string        `json:"where,omitempty"`
 	Next     string        `json:"next,omitempty"`
 	Findings []api.Finding `json:"findings,omitempty"`
+
+	Plan json.RawMessage `json:"plan,omitempty"` // of what has to be confirmed
 }
 
 func (f *failure) Error() string { return f.Text + " (" + f.Code + ")" }
@@ -58,6 +61,7 @@ func failed(err error) error {
 	var onBus *bus.Error
 	var inPackage *ovf.Error
 	var inDisk *disks.Error
+	var agent *region.Error
 	switch {
 	case err == nil:
 		return nil
@@ -65,6 +69,8 @@ func failed(err error) error {
 		return f
 	case errors.As(err, &started):
 		return fail(exitError, started.Code, "%s", started.Text).withNext("%s", started.Next)
+	case errors.As(err, &agent):
+		return fail(exitError, agent.Code, "%s", agent.Text).withNext("%s", agent.Next)
 	case errors.As(err, &onBus):
 		next := map[bus.Code]string{bus.PortInUse: "choose another address with --nats, or port 0 for a free one", bus.DataInUse: "end the other process, or choose another directory with --data"}
 		return fail(exitError, string(onBus.Code), "the bus cannot be started: %s", onBus.Detail).withNext("%s", next[onBus.Code])
@@ -104,6 +110,9 @@ func (f *failure) print(a *app) {
 	fmt.Fprintf(a.err, "%serror:%s %s (%s)\n", red, plain, f.Text, f.Code)
 	if f.Where != "" {
 		fmt.Fprintf(a.err, "  where: %s\n", f.Where)
+	}
+	if text := planText(f.Plan); text != "" {
+		fmt.Fprintf(a.err, "  plan: %s\n", text)
 	}
 	for _, finding := range f.Findings {
 		fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -14,16 +15,27 @@ var regionColumns = []column{{"REGION", "region", false}, {"NAME", "name", false
 	{"CONTINENT", "continent", false}, {"EPOCH", "epoch", false}, {"STATE", "state", true}, {"COUNTY", "county", true},
 	{"LATITUDE", "latitude", true}, {"LONGITUDE", "longitude", true}, {"ALIASES", "aliases", true}, {"HTTP", "http", true}, {"REVISION", "revision", true}}
 
+// nearColumns come first when regions are listed for a template.
+var nearColumns = []column{{"REGION", "region", false}, {"NAME", "name", false}, {"STATUS", "status", false}, {"FAST HERE", "fast_here", false},
+	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"BEHIND", "behind", true}}
+
 func (a *app) regionCommand() *cobra.Command {
-	var in, status string
+	var in, status, ref string
 	ls := a.verb("ls", "Which regions are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}
 		set(q, "in", in)
 		set(q, "status", status)
-		return a.showList(ctx, "/v1/regions", q, shape{"items", "region", regionColumns})
+		columns := regionColumns
+		if ref != "" {
+			q.Set("for", ref)
+			columns = append(slices.Clone(nearColumns), columns[3:]...)
+		}
+		return a.showList(ctx, "/v1/regions", q, shape{"items", "region", columns})
 	})
 	ls.Flags().StringVar(&in, "in", "", "only regions of this county, state, country or continent")
 	ls.Flags().StringVar(&status, "status", "", "only active, draining or retired ones")
+
+	ls.Flags().StringVar(&ref, "for", "", "a template: which regions hold it, and what a copy to the others would take")
 
 	show := a.verb("show REGION", "One region", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.showOne(ctx, "/v1/regions/"+url.PathEscape(args[0]), nil, shape{"", "region", regionColumns})

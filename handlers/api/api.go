@@ -39,6 +39,7 @@ type User struct {
 // Commander is the bus's front door as this package needs it: commands.Door.
 type Commander interface {
 	Do(ctx context.Context, r commands.Request) (commands.Answer, error)
+	Plan(ctx context.Context, r commands.Request) (json.RawMessage, error)
 }
 
 // Documents gives graphs and manifests by digest.
@@ -72,7 +73,10 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
+	Host      Host           // nil: this is the control plane, which holds no effects
+	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
@@ -97,9 +101,12 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.enrolRoutes()
+	s.hostRoutes()
 	s.poolRoutes()
 	s.environmentRoutes()
 	s.templateRoutes()
+	s.instantiateRoutes()
 	s.operationRoutes()
 	s.workRoutes()
 	s.accountRoutes()

@@ -106,6 +106,10 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 	if r, ok := aggregates.AsRefusal(err); ok {
 		p := problem(statusOf(r), r.Code, "%s", r.Text)
 		p.Next = r.Next
+		var planned *commands.PlanError
+		if errors.As(err, &planned) {
+			p.Plan = planned.Plan
+		}
 		return p
 	}
 	switch {

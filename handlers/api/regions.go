@@ -34,6 +34,8 @@ type Region struct {
 	Transfer  string             `json:"transfer,omitempty" doc:"host:port where other regions pull from"`
 	Added     time.Time          `json:"added_at"`
 	Revision  uint64             `json:"revision"`
+
+	*projections.Nearness // of the template asked for
 }
 
 func showRegion(r projections.RegionRow) Region {
@@ -58,6 +60,7 @@ type regionsInput struct {
 	Paged
 	In     string `query:"in" doc:"only regions of this county, state, country or continent" example:"europe"`
 	Status string `query:"status" enum:"active,draining,retired"`
+	For    string `query:"for" doc:"a template's reference: say of each region whether it holds it, and what a copy would take"`
 }
 
 type newRegion struct {
@@ -135,17 +138,37 @@ func (s *Server) regionRoutes() {
 	})
 }
 
-// listRegions pages through all regions; groupings are few and read whole.
-func (s *Server) listRegions(_ context.Context, v at, in *regionsInput) (List[Region], uint64, error) {
+// listRegions lists them, with what a template would take in each if that is asked.
+func (s *Server) listRegions(ctx context.Context, v at, in *regionsInput) (List[Region], uint64, error) {
+	out, err := pageOfRegions(v, in)
+	if err != nil || in.For == "" {
+		return out, 0, err
+	}
+	t, account, err := template(ctx, v, in.Scope, in.For)
+	if err != nil {
+		return out, 0, err
+	}
+	for i := range out.Items {
+		near, err := projections.Catalogue{}.Near(v, account, t.Template.Number, t.Version, out.Items[i].Region)
+		if err != nil {
+			return out, 0, err
+		}
+		out.Items[i].Nearness = &near
+	}
+	return out, 0, nil
+}
+
+// pageOfRegions pages through all regions; groupings are few and read whole.
+func pageOfRegions(v at, in *regionsInput) (List[Region], error) {
 	if in.In == "" && in.Status == "" {
 		page, err := projections.Regions{}.List(v, in.Limit, in.Next)
-		return listed(v.known, page, showRegion), 0, err
+		return listed(v.known, page, showRegion), err
 	}
 	out := List[Region]{Known: v.known, Items: []Region{}}
 	for resume, last := in.Next, false; !last; {
 		page, err := projections.Regions{}.List(v, in.Limit, resume)
 		if err != nil {
-			return out, 0, err
+			return out, err
 		}
 		for _, r := range page.Rows {
 			if (in.Status == "" || in.Status == string(r.State)) && (in.In == "" || lies(r.Profile, in.In)) {
@@ -155,7 +178,7 @@ func (s *Server) listRegions(_ context.Context, v at, in *regionsInput) (List[Re
 		resume, out.Next = page.Resume, page.Resume
 		last = resume == "" || len(out.Items) >= in.Limit
 	}
-	return out, 0, nil
+	return out, nil
 }
 
 // lies reports whether a region is in a county, state, country or continent.

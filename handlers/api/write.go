@@ -48,27 +48,45 @@ func (w Write) write() Write { return w }
 
 // send takes one command to the door.
 func (s *Server) send(ctx context.Context, w Write, account events.AccountID, kind events.Kind, verb string, body any) (Accepted, error) {
-	if s.Commands == nil {
-		return Accepted{}, problem(http.StatusServiceUnavailable, "not-here", "this is a region: it answers reads, and changes nothing").
-			withNext("send it to the control plane at %s", s.Home)
-	}
-	revision, err := ifMatch(w.IfMatch)
+	r, err := s.request(ctx, w, account, kind, verb, body)
 	if err != nil {
 		return Accepted{}, err
 	}
-	payload, err := json.Marshal(body)
-	if err != nil {
-		return Accepted{}, err
-	}
-	u := callerOf(ctx)
-	a, err := s.Commands.Do(ctx, commands.Request{
-		Account: account, Kind: kind, Verb: verb, Command: events.CommandID(w.Key), Body: payload, IfRevision: revision, TraceParent: w.TraceParent,
-		From: commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region},
-	})
+	a, err := s.Commands.Do(ctx, r)
 	if err != nil {
 		return Accepted{}, err
 	}
 	return Accepted{ID: a.ID, Region: a.Region, Operation: a.Operation, Sequence: a.Sequence, Revision: a.Revision, Because: a.NothingToDo, Command: a.CommandID}, nil
+}
+
+// plan asks the door what a command would do.
+func (s *Server) plan(ctx context.Context, w Write, account events.AccountID, kind events.Kind, verb string, body any) (json.RawMessage, error) {
+	r, err := s.request(ctx, w, account, kind, verb, body)
+	if err != nil {
+		return nil, err
+	}
+	return s.Commands.Plan(ctx, r)
+}
+
+// request is one command as the door takes it.
+func (s *Server) request(ctx context.Context, w Write, account events.AccountID, kind events.Kind, verb string, body any) (commands.Request, error) {
+	if s.Commands == nil {
+		return commands.Request{}, problem(http.StatusServiceUnavailable, "not-here", "this is a region: it answers reads, and changes nothing").
+			withNext("send it to the control plane at %s", s.Home)
+	}
+	revision, err := ifMatch(w.IfMatch)
+	if err != nil {
+		return commands.Request{}, err
+	}
+	payload, err := json.Marshal(body)
+	if err != nil {
+		return commands.Request{}, err
+	}
+	u := callerOf(ctx)
+	return commands.Request{
+		Account: account, Kind: kind, Verb: verb, Command: events.CommandID(w.Key), Body: payload, IfRevision: revision, TraceParent: w.TraceParent,
+		From: commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region},
+	}, nil
 }
 
 // ifMatch reads a revision as ETag gives it; "*" and nothing ask for none.

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"log/slog"
 
@@ -41,6 +42,7 @@ type Failure struct {
 	Text      string           `json:"text"`
 	Next      string           `json:"next,omitempty" jsonschema:"what can be done about it"`
 	Findings  []graph.Finding  `json:"findings,omitempty" jsonschema:"everything that is wrong with the graph"`
+	Plan      json.RawMessage  `json:"plan,omitempty" jsonschema:"what would be done if it were confirmed"`
 	Reference string           `json:"reference,omitempty" jsonschema:"under which the log has an internal error"`
 }
 
@@ -74,6 +76,17 @@ func (e *GraphError) Error() string { return e.Refusal.Error() }
 // Unwrap gives the refusal.
 func (e *GraphError) Unwrap() error { return e.Refusal }
 
+// PlanError is a refusal of what has to be confirmed, with what would be done.
+type PlanError struct {
+	Refusal *aggregates.Refusal
+	Plan    json.RawMessage
+}
+
+func (e *PlanError) Error() string { return e.Refusal.Error() }
+
+// Unwrap gives the refusal.
+func (e *PlanError) Unwrap() error { return e.Refusal }
+
 // FailureOf says to a client what went wrong. An unexpected error's text goes to
 // the log alone, under the reference that the client gets.
 func FailureOf(err error, log *slog.Logger) Failure {
@@ -82,6 +95,10 @@ func FailureOf(err error, log *slog.Logger) Failure {
 		var g *GraphError
 		if errors.As(err, &g) {
 			f.Findings = g.Findings
+		}
+		var p *PlanError
+		if errors.As(err, &p) {
+			f.Plan = p.Plan
 		}
 		return f
 	}

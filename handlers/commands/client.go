@@ -72,5 +72,8 @@ func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.K
 	if len(f.Findings) > 0 {
 		return Answer{}, &GraphError{no, f.Findings}
 	}
+	if len(f.Plan) > 0 {
+		return Answer{}, &PlanError{no, f.Plan}
+	}
 	return Answer{}, no
 }

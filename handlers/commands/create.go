@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -66,6 +67,9 @@ func createTemplate() Verb {
 // createTemplate claims a number, then the name, then creates. The order of the
 // steps is that of what is rarer to collide; each can be repeated.
 func (c *call) createTemplate(ctx context.Context, r TemplateRequest, slug string) (Answer, error) {
+	if err := c.checkCreate(ctx, r); err != nil {
+		return Answer{}, err
+	}
 	n, again, err := c.claimNumber(ctx, r.Number)
 	if err != nil {
 		return Answer{}, err
@@ -126,9 +130,8 @@ func (c *call) claimNumber(ctx context.Context, asked events.TemplateID) (events
 	}
 	fresh, untouched := c.origin, uint64(0)
 	fresh.IfRevision = &untouched
-	for k := range candidates {
-		role := fmt.Sprintf("number/%d", k)
-		claim.Number = candidate(c.origin, role)
+	for role, n := range c.numbers("") {
+		claim.Number = n
 		o, err := Execute(ctx, c.door.executor, fresh, role, claim)
 		if r, refused := aggregates.AsRefusal(err); refused && r.Class == aggregates.Conflict && r.Code != "command-id-reused" {
 			continue
@@ -136,6 +139,22 @@ func (c *call) claimNumber(ctx context.Context, asked events.TemplateID) (events
 		return claim.Number, o.Replayed, err
 	}
 	return "", false, aggregates.Refuse("number-in-use", "none of %d numbers tried is free", candidates).WithNext("send a new command, or name a number")
+}
+
+// numbers lists the roles of the claims to a number, and which number each is
+// about: the one asked for, or the candidates.
+func (c *call) numbers(asked events.TemplateID) iter.Seq2[string, events.TemplateID] {
+	return func(yield func(string, events.TemplateID) bool) {
+		if asked != "" {
+			yield("number", asked)
+			return
+		}
+		for k := range candidates {
+			if role := fmt.Sprintf("number/%d", k); !yield(role, candidate(c.origin, role)) {
+				return
+			}
+		}
+	}
 }
 
 // candidate is a number from 10000000 to 99999999.

@@ -3,6 +3,7 @@ package commands
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,9 +19,18 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/policies"
+	"github.com/tombolo-vdc/tombolo/projections"
 )
 
-// Options of New. All but Holdings are required.
+// Reads opens the projections for what no aggregate can decide alone: what a
+// reference means, which region holds what.
+type Reads interface {
+	// AtTip gives a view that shows everything that the journal had when it was
+	// asked. The caller closes it.
+	AtTip(ctx context.Context) (*projections.View, error)
+}
+
+// Options of New. All but Holdings and Reads are required.
 type Options struct {
 	Executor  *Executor
 	Directory Directory
@@ -30,6 +40,9 @@ type Options struct {
 	// Holdings counts what the catalogue says a region still holds; without it
 	// a region can be retired with lost only.
 	Holdings func(ctx context.Context, region events.RegionID) (int, error)
+	// Reads serves the commands that go by references; without it they are
+	// refused, and values that are named for resources are looked at later.
+	Reads Reads
 }
 
 // Door takes commands in, whatever way they come: it decodes, asks the access
@@ -41,6 +54,7 @@ type Door struct {
 	documents documents.Store
 	log       *slog.Logger
 	holdings  func(ctx context.Context, region events.RegionID) (int, error)
+	reads     Reads            // may be nil
 	verbs     map[string]*Verb // by String
 }
 
@@ -56,7 +70,7 @@ func New(o Options) (*Door, error) {
 		}
 	}
 	d := &Door{executor: o.Executor, directory: o.Directory, access: o.Access, documents: o.Documents, log: o.Log,
-		holdings: o.Holdings, verbs: map[string]*Verb{}}
+		holdings: o.Holdings, reads: o.Reads, verbs: map[string]*Verb{}}
 	for _, v := range table() {
 		if d.verbs[v.String()] != nil {
 			return nil, fmt.Errorf("commands: %s stands twice in the table", v)
@@ -97,6 +111,24 @@ func (d *Door) Do(ctx context.Context, r Request) (Answer, error) {
 		return Answer{}, err
 	}
 	return c.run(ctx)
+}
+
+// Plan says what a command would do and does nothing: the body of a dry run. It
+// is refused where the command would be refused, and with no-plan where its verb
+// has none.
+func (d *Door) Plan(ctx context.Context, r Request) (json.RawMessage, error) {
+	c, err := d.admit(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if c.plan == nil {
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "no-plan", "%s has no plan to show", c.verb)
+	}
+	plan, err := c.plan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(plan)
 }
 
 // admit checks everything about a command that can be checked before an

@@ -130,6 +130,25 @@ func decide[S aggregates.State[S, E], E events.Event](head events.Head, s S, o O
 	return c.Decide(s, aggregates.Facts{Now: now, Actor: o.Actor})
 }
 
+// Consider has the aggregate decide the command as of now and appends nothing:
+// the event that would follow, none where there is nothing to do. What it says is
+// a forecast; the same command, executed later, is decided anew.
+func Consider[S aggregates.State[S, E], E events.Event](ctx context.Context, x *Executor, o Origin, c aggregates.Command[S, E]) (E, error) {
+	var none E
+	slot := x.cache.acquire(c.Aggregate(o.Account))
+	defer x.cache.release(slot)
+	if err := load[S, E](ctx, x, slot); err != nil {
+		return none, err
+	}
+	state, _ := slot.state.(S)
+	event, err := decide(slot.head, state, Origin{Actor: o.Actor}, x.now().UTC(), c)
+	var already *aggregates.AlreadySo
+	if errors.As(err, &already) {
+		return none, nil
+	}
+	return event, err
+}
+
 // Recall tells whether this command's event in the given role is among the
 // aggregate's, and what its outcome was. It looks at the cached state first and
 // is no decision: a "no" may be out of date.

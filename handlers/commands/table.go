@@ -19,11 +19,13 @@ import (
 func table() []Verb {
 	return []Verb{
 		createTemplate(),
+		instantiateTemplate(),
 		direct("template", "replace", "Save a further version, stage it in all regions and switch the reference to it.",
 			starts(func(c *template.Replace) *events.OperationID { return &c.Operation }),
-			fill[template.Replace]{optional: "policy", set: switchEverywhere}),
+			fill[template.Replace]{optional: "policy", set: switchEverywhere, check: checkReplace}),
 		direct("template", "set-regions", "Add regions that should hold the template, and remove others.",
-			starts(func(c *template.SetRegions) *events.OperationID { return &c.Operation })),
+			starts(func(c *template.SetRegions) *events.OperationID { return &c.Operation }),
+			fill[template.SetRegions]{check: checkRegions}),
 		direct("template", "rollback", "Move the reference back to a version that was kept.",
 			starts(func(c *template.Rollback) *events.OperationID { return &c.Operation })),
 		direct[template.Protect]("template", "protect", "Protect the template against deletion, or take the protection off."),

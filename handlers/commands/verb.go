@@ -40,6 +40,7 @@ type call struct {
 	origin Origin
 	region events.RegionID // that the command concerns; None
 	run    func(ctx context.Context) (Answer, error)
+	plan   func(ctx context.Context) (any, error) // what run would do; nil where nobody asks
 }
 
 // mainRole is the role of the event that a command is about. It is the same for
@@ -77,6 +78,7 @@ type fill[C any] struct {
 	optional string // a field that has a default
 	starts   bool   // an operation
 	set      func(ctx context.Context, to *C, c *call) error
+	check    func(ctx context.Context, command *C, c *call) error // what no aggregate alone can refuse, once access is granted
 }
 
 // starts fills in the id of the operation that the command sets in motion.
@@ -108,12 +110,23 @@ func direct[C aggregates.Command[S, E], S aggregates.State[S, E], E events.Event
 			return err
 		}
 		for _, f := range fills {
+			if f.set == nil {
+				continue
+			}
 			if err := f.set(ctx, &command, c); err != nil {
 				return err
 			}
 		}
 		c.region = command.Aggregate(c.origin.Account).Region
 		c.run = func(ctx context.Context) (Answer, error) {
+			for _, f := range fills {
+				if f.check == nil {
+					continue
+				}
+				if err := f.check(ctx, &command, c); err != nil {
+					return Answer{}, err
+				}
+			}
 			o, err := Execute(ctx, c.door.executor, c.origin, mainRole, command)
 			if err != nil {
 				return Answer{}, err

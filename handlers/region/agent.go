@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -75,6 +76,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.store = store
+	if cfg.Store != nil {
+		a.store = cfg.Store(store)
+	}
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
 	}
@@ -170,17 +174,45 @@ func (a *Agent) takeDir() error {
 	return f.Sync()
 }
 
-// HTTPAddress is where the region answers people.
-func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
+// HTTPAddress is where people reach the region.
+func (a *Agent) HTTPAddress() string {
+	return cmp.Or(a.cfg.HTTPAdvertise, a.httpListener.Addr().String())
+}
 
-// TransferAddress is where the region answers other regions.
-func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
+// TransferAddress is where other regions reach it.
+func (a *Agent) TransferAddress() string {
+	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
+}
 
-// Owned is closed once Run has made the region this agent's.
-func (a *Agent) Owned() <-chan struct{} { return a.owned }
+// Listens is where the agent listens, whatever it is reached by.
+func (a *Agent) Listens() (http, transfer string) {
+	return a.httpListener.Addr().String(), a.transferListener.Addr().String()
+}
+
+// ID is the agent's id, kept in its data directory.
+func (a *Agent) ID() string { return a.id }
+
+// around tells of a change to the host: call it before, and what it gives after.
+func (a *Agent) around(c Change) func() {
+	if a.cfg.Around == nil {
+		return func() {}
+	}
+	return a.cfg.Around(c)
+}
 
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
+
+// Ready returns when the region is this agent's and it takes work. Run must have
+// been called.
+func (a *Agent) Ready(ctx context.Context) error {
+	select {
+	case <-a.owned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Run serves, follows the journal and works until the context ends, or the
 // region is lost to another epoch (stale-epoch).
@@ -213,7 +245,7 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 	a.uploads.register(mux)
 	a.exports.register(mux)
 	if a.cfg.HTTP != nil {
-		mux.Handle("/", a.cfg.HTTP(a.feed))
+		mux.Handle("/", a.cfg.HTTP(a))
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { server.Close() })

@@ -155,6 +155,7 @@ func (a *Agent) manifest(ctx context.Context, d events.Digest) (m graph.Manifest
 }
 
 func (j *job) keepManifest(raw []byte) error {
+	defer j.agent.around(KeepManifest)()
 	return writeDurably(j.agent.manifestPath(j.Order.Manifest), raw)
 }
 
@@ -186,6 +187,7 @@ func (j *job) remove(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, ended(err)
 	}
+	defer j.agent.around(RemoveManifest)()
 	if err := os.Remove(j.agent.manifestPath(j.Order.Manifest)); err != nil && !os.IsNotExist(err) {
 		return events.Result{}, err
 	}

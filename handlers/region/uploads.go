@@ -47,7 +47,10 @@ func (u *uploads) complete(w events.WorkID, disk string) bool {
 	return err == nil
 }
 
-func (u *uploads) drop(w events.WorkID) error { return os.RemoveAll(u.dir(w)) }
+func (u *uploads) drop(w events.WorkID) error {
+	defer u.agent.around(RemoveUpload)()
+	return os.RemoveAll(u.dir(w))
+}
 
 // problem is an answer of RFC 9457, with our code.
 type problem struct {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
@@ -43,7 +44,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 		return err
 	}
 	p.door, err = commands.New(commands.Options{Executor: p.executor, Directory: directory{p.feed}, Access: access, Documents: p.documents,
-		Log: p.config.Log.With("part", "door"), Holdings: p.holdings})
+		Log: p.config.Log.With("part", "door"), Holdings: p.holdings, Reads: reads{p.journal, p.feed}})
 	if err != nil {
 		return err
 	}
@@ -82,16 +83,27 @@ func signingKey(path string) (ed25519.PrivateKey, error) {
 	return private, contexts.WritePrivate(path, []byte(hex.EncodeToString(private.Seed())+"\n"))
 }
 
+// reads are the projections as the door needs them: never older than the journal.
+type reads struct {
+	journal journal.Journal
+	feed    *projections.Feed
+}
+
+// AtTip waits until everything that the journal has now is shown.
+func (r reads) AtTip(ctx context.Context) (*projections.View, error) {
+	tip, err := r.journal.Tip(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.feed.WaitFor(ctx, tip); err != nil {
+		return nil, err
+	}
+	return r.feed.Now()
+}
+
 // holdings counts what a region still holds, as far as the journal has come.
 func (p *Program) holdings(ctx context.Context, region events.RegionID) (int, error) {
-	tip, err := p.journal.Tip(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if err := p.feed.WaitFor(ctx, tip); err != nil {
-		return 0, err
-	}
-	v, err := p.feed.Now()
+	v, err := reads{p.journal, p.feed}.AtTip(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -209,8 +221,8 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.bootstrapped = tip
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
-			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Progress: progress{p.conn},
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready}),
+			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 	}
