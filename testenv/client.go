@@ -34,11 +34,15 @@ type Client struct {
 
 // Client is the administrator's, acting in the account default.
 func (w *World) Client() *Client {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return &Client{"http://" + w.HTTP.Address(), w.Admin.Token, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, &w.written}
 }
 
 // Client asks the region itself.
 func (a *Agent) Client() *Client {
+	a.world.mu.Lock()
+	defer a.world.mu.Unlock()
 	return &Client{a.At.HTTP, a.world.Admin.Token, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}, &a.world.written}
 }
 
