@@ -98,7 +98,7 @@ func (a *app) root() *cobra.Command {
 	f.CountVarP(&a.verbose, "verbose", "v", "more talk on stderr")
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(a.upCommand(), a.demoCommand(), a.regionCommand(), a.poolCommand(), a.envCommand(), a.templateCommand(), a.whereCommand(),
-		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.accountCommand(),
+		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.orphansCommand(), a.accountCommand(),
 		a.contextCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		strict(c)

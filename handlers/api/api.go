@@ -73,6 +73,7 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Host      Host           // a region's own; nil: its questions are passed on to the regions
 	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Ready     func() []Check // beyond the feed and the journal
@@ -105,6 +106,7 @@ func New(c Config) *Server {
 	s.instantiateRoutes()
 	s.operationRoutes()
 	s.workRoutes()
+	s.hostRoutes()
 	s.accountRoutes()
 	s.auditRoutes()
 	s.eventRoutes()
@@ -153,7 +155,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.write(counted, r, err)
 			return
 		}
-		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, caller))
+		ctx := context.WithValue(r.Context(), callerKey{}, caller)
+		r = r.WithContext(context.WithValue(ctx, credentialKey{}, r.Header.Get("Authorization")))
 	}
 	s.mux.ServeHTTP(counted, r)
 }

@@ -59,14 +59,23 @@ type Config struct {
 	HTTPListen     string // host:port where people ask and send uploads; port 0 picks one
 	// HTTP makes the handler of everything that people may ask the region, from
 	// the agent's own projections; uploads are added by the agent.
-	HTTP func(feed *projections.Feed) http.Handler
+	HTTP func(a *Agent) http.Handler
 	// Authorize checks the credential of an upload and gives its account.
 	Authorize func(r *http.Request, feed *projections.Feed) (events.AccountID, error)
 
 	LinkBytesPerSecond int64 // cap for what each link brings in; 0: none
 	CacheBytes         int64 // memory for decompressed chunks; 0: the default
 	Slots              int   // pieces of work at once; 0: DefaultSlots
+
+	Grace      time.Duration // how long something is an orphan before it is reaped; 0: DefaultGrace
+	ScrubEvery time.Duration // how often everything in the store is read back; 0: DefaultScrubEvery
 }
+
+// DefaultGrace is how long the janitor looks at an orphan before it reaps it.
+const DefaultGrace = 10 * time.Minute
+
+// DefaultScrubEvery is how often an agent reads back its store.
+const DefaultScrubEvery = 7 * 24 * time.Hour
 
 // DefaultSlots is how many pieces of work an agent performs at once.
 const DefaultSlots = 4

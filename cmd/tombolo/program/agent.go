@@ -91,8 +91,8 @@ func (p *Program) composeAgent(ctx context.Context, id events.RegionID, conn *bu
 		Log:         log,
 		Certificate: certificate, Authority: authority.Pool(),
 		TransferListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
-		HTTP: func(feed *projections.Feed) http.Handler {
-			return api.New(api.Config{Feed: feed, Journal: j, Users: directory{feed}, Log: log, Now: time.Now,
+		HTTP: func(a *region.Agent) http.Handler {
+			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: directory{a.Feed()}, Log: log, Host: a, Now: time.Now,
 				Home: p.Addresses().HTTP, Source: "urn:uuid:" + p.journalID, Version: p.config.Version, Documents: docs})
 		},
 		Authorize: authorize,
