@@ -62,6 +62,9 @@ func (a *app) regionCommand() *cobra.Command {
 	on := func(use, short, verb string, body func() any) *cobra.Command {
 		return a.verb(use+" REGION", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			path := "/v1/regions/" + url.PathEscape(args[0])
+			if a.dryRun && verb != "takeover" {
+				return a.showOne(ctx, path+"/holdings", nil, shape{"", "region", []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
+			}
 			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{"", "region", regionColumns})
 		})
 	}
