@@ -330,6 +330,8 @@ func (t *TemplateRow) fold(r events.Record, fact events.TemplateEvent) error {
 		}
 	case events.ReplacementQueued:
 		t.Queue = append(t.Queue, QueuedRow{e.Operation, e.Source, e.Policy, e.Deadline, stored(r)})
+	case events.ReplacementUnqueued:
+		t.Queue = slices.DeleteFunc(t.Queue, func(q QueuedRow) bool { return q.Operation == e.Operation })
 	case events.VersionActivated:
 		t.Active, t.Activated = e.Version, stored(r)
 		t.unstage(e.Version)

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"errors"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -22,7 +23,7 @@ const (
 	DeadlineName        DeadlineKind = "name"        // a claim to a name without its owner; another may take it from then on
 	DeadlineNumber      DeadlineKind = "number"      // a claim to a template's number, likewise
 	DeadlineLeases      DeadlineKind = "leases"      // a reservation of a pool that was not confirmed
-	DeadlineReplacement DeadlineKind = "replacement" // a staged version that still waits for regions
+	DeadlineReplacement DeadlineKind = "replacement" // a staged version that still waits for regions, or one that waits behind it
 	DeadlineUpload      DeadlineKind = "upload"      // an environment whose disks have not come
 )
 
@@ -63,7 +64,7 @@ func instant(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.00
 func (Deadlines) Name() string { return "deadlines" }
 
 // Shape of the rows.
-func (Deadlines) Shape() int { return 1 }
+func (Deadlines) Shape() int { return 2 }
 
 // Tables of deadlines.
 func (Deadlines) Tables() []Described { return []Described{deadlines} }
@@ -104,7 +105,14 @@ func (Deadlines) Apply(w *Batch, r events.Record) error {
 			Owner: ownerKey(e.Owner), Leases: e.Owner, Sequence: r.Sequence})
 	case events.LeasesReleased:
 		return met(DeadlineLeases, ownerKey(e.Owner))
-	case events.ReplacementStaged: // one at a time, too
+	case events.ReplacementQueued:
+		return set(DeadlineReplacement, e.Deadline, string(e.Operation), DeadlineRow{Operation: e.Operation})
+	case events.ReplacementUnqueued:
+		return met(DeadlineReplacement, string(e.Operation))
+	case events.ReplacementStaged: // one at a time; it may have waited in the queue
+		if err := met(DeadlineReplacement, string(e.Operation)); err != nil {
+			return err
+		}
 		return set(DeadlineReplacement, e.Deadline, "", DeadlineRow{Version: e.Version, Operation: e.Operation})
 	case events.VersionActivated:
 		row, ok, err := deadlines.Get(w, deadlineKey(DeadlineReplacement, a.Account, a.Region, a.ID, "")...)
@@ -112,8 +120,14 @@ func (Deadlines) Apply(w *Batch, r events.Record) error {
 			return err // a rollback does not end the waiting of another version
 		}
 		return met(DeadlineReplacement, "")
-	case events.VersionAbandoned, events.TemplateDeletionAccepted:
+	case events.VersionAbandoned:
 		return met(DeadlineReplacement, "")
+	case events.TemplateDeletionAccepted: // with it everything that is queued
+		rows, err := gather(deadlines, w, Query[DeadlineRow]{Prefix: Key{string(DeadlineReplacement), string(a.Account), string(a.Region), a.ID}})
+		for _, row := range rows {
+			err = errors.Join(err, deadlines.Delete(w, row.key()...))
+		}
+		return err
 	case events.EnvironmentDeclared:
 		return set(DeadlineUpload, e.Until, "", DeadlineRow{Operation: e.Operation})
 	case events.EnvironmentCreated, events.EnvironmentFailed, events.EnvironmentDeletionAccepted:
