@@ -109,7 +109,6 @@ func New(c Config) *Server {
 	s.instantiateRoutes()
 	s.operationRoutes()
 	s.workRoutes()
-	s.hostRoutes()
 	s.accountRoutes()
 	s.auditRoutes()
 	s.eventRoutes()
