@@ -47,13 +47,18 @@ type mark struct {
 // NewLink makes a link to a target, which may be set later; it ends with the test.
 func NewLink(t testing.TB, target string) *Link {
 	t.Helper()
+	return newLink(t, t.Cleanup, target)
+}
+
+func newLink(t testing.TB, cleanup func(func()), target string) *Link {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &Link{listener: listener, target: target, changed: make(chan struct{}), conns: map[net.Conn]struct{}{}}
 	l.running.Go(l.accept)
-	t.Cleanup(func() {
+	cleanup(func() {
 		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}

@@ -28,7 +28,7 @@ type Process struct {
 }
 
 // start starts a program whose stderr goes to a file.
-func start(t testing.TB, name, log string, env []string, command string, args ...string) (*Process, error) {
+func start(t testing.TB, cleanup func(func()), name, log string, env []string, command string, args ...string) (*Process, error) {
 	p := &Process{t: t, name: name, log: log, line: make(chan []byte, 1), ended: make(chan struct{})}
 	p.cmd = exec.Command(command, args...)
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
@@ -67,7 +67,7 @@ func start(t testing.TB, name, log string, env []string, command string, args ..
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	t.Cleanup(func() { p.end() })
+	cleanup(p.end)
 	return p, nil
 }
 

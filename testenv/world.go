@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,6 +51,8 @@ type World struct {
 	home    string // of the command line
 	written atomic.Uint64
 	mu      sync.Mutex // guards what a restart changes
+
+	cleanups []func()
 
 	Dir    string
 	HTTP   *Link // to the control plane
@@ -95,13 +98,9 @@ func New(t testing.TB, kind Kind, o Options) *World {
 	ctx, cancel := context.WithTimeout(context.Background(), o.Timeout)
 	t.Cleanup(cancel)
 	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: t.TempDir(), Agents: map[string]*Agent{}}
-	t.Cleanup(func() {
-		if t.Failed() {
-			w.tell()
-		}
-	})
+	t.Cleanup(w.close)
 	w.home = filepath.Join(w.Dir, "home")
-	w.HTTP, w.NATS = NewLink(t, ""), NewLink(t, "")
+	w.HTTP, w.NATS = w.link(""), w.link("")
 	w.StartServer()
 	for _, r := range o.Regions {
 		w.AddRegion(r)
@@ -109,8 +108,39 @@ func New(t testing.TB, kind Kind, o Options) *World {
 	return w
 }
 
-// tell shows how the logs of all processes end.
+// cleanup is t.Cleanup, but for the world, which tells what is going on before
+// anything of it ends.
+func (w *World) cleanup(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cleanups = append(w.cleanups, f)
+}
+
+func (w *World) close() {
+	if w.t.Failed() {
+		w.tell()
+	}
+	for _, f := range slices.Backward(w.cleanups) {
+		f()
+	}
+}
+
+// tell shows what is going on, and how the logs of all processes end.
 func (w *World) tell() {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for _, path := range []string{"/v1/operations", "/v1/work?state=open", "/v1/handlers", "/readyz?verbose"} {
+		var answer json.RawMessage
+		err := w.Client().Once(ctx, "GET", path, nil, &answer)
+		w.t.Logf("%s: %s %v", path, answer, err)
+	}
+	facts, err := w.facts(ctx, 1)
+	for _, f := range facts[max(0, len(facts)-25):] {
+		w.t.Logf("%d %s %s %s", f.Sequence, f.Type, f.Subject, strings.ReplaceAll(JSON(f.Data), "\n", ""))
+	}
+	if err != nil {
+		w.t.Log(err)
+	}
 	logs, err := filepath.Glob(filepath.Join(w.Dir, "*.log"))
 	if err != nil {
 		w.t.Error(err)
@@ -118,6 +148,11 @@ func (w *World) tell() {
 	for _, l := range logs {
 		w.t.Logf("%s:\n%s", filepath.Base(l), (&Process{log: l}).Log())
 	}
+}
+
+func (w *World) link(target string) *Link {
+	w.t.Helper()
+	return newLink(w.t, w.cleanup, target)
 }
 
 // Context ends when the test has taken too long.
@@ -142,7 +177,7 @@ func (w *World) startServer() error {
 	args := append([]string{"server", "--data", w.serverDir(), "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "--sync", sync,
 		"-o", "json", "--regions", join(w.options.Regions)}, w.options.Flags[""]...)
 	command, env := w.kind.Command("server")
-	p, err := start(w.t, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
+	p, err := start(w.t, w.cleanup, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
 	if err != nil {
 		return err
 	}
@@ -172,7 +207,7 @@ func (w *World) contextFile() string { return filepath.Join(w.Dir, "context.json
 func (w *World) AddRegion(region string) *Agent {
 	w.t.Helper()
 	a := &Agent{world: w, Region: region, Dir: filepath.Join(w.Dir, region), Enrolment: filepath.Join(w.Dir, region+".enrolment.json"),
-		Transfer: NewLink(w.t, ""), Bus: NewLink(w.t, w.NATS.Address())}
+		Transfer: w.link(""), Bus: w.link(w.NATS.Address())}
 	w.Agents[region] = a
 	e, err := w.enrol(region)
 	if err != nil {
@@ -222,7 +257,7 @@ func (a *Agent) launch(dir string) (*Process, error) {
 	args := append([]string{"agent", "run", "--data", dir, "--enrolment", a.Enrolment, "-o", "json", "-v",
 		"--transfer-advertise", a.Transfer.Address()}, w.options.Flags[a.Region]...)
 	command, env := w.kind.Command(a.Region)
-	p, err := start(w.t, "the agent of "+a.Region, w.Dir+"/"+filepath.Base(dir)+".log", append(env, "HOME="+w.home), command, args...)
+	p, err := start(w.t, w.cleanup, "the agent of "+a.Region, w.Dir+"/"+filepath.Base(dir)+".log", append(env, "HOME="+w.home), command, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,9 @@ func itoa(n int) string { return strconv.Itoa(n) }
 // received says whether everything that the order waits for has come in, or
 // will not come any more.
 func (j *job) received() bool {
+	if _, err := j.established(); err == nil {
+		return true
+	}
 	if !j.Order.Until.IsZero() && !time.Now().Before(j.Order.Until) {
 		return true
 	}
@@ -31,6 +34,17 @@ func (j *job) received() bool {
 
 // receive takes an environment's uploaded disks into the chunk store.
 func (j *job) receive(ctx context.Context) (events.Result, error) {
+	if g, err := j.established(); err == nil {
+		// An earlier try was ended between this and its report, and its uploads are
+		// gone perhaps.
+		digest, err := j.put(ctx, g)
+		if err != nil {
+			return events.Result{}, err
+		}
+		return events.Result{Graph: digest, Bytes: total(j.Order.Disks)}, j.dropWork(ctx)
+	} else if !os.IsNotExist(err) {
+		return events.Result{}, err
+	}
 	for _, d := range j.Order.Disks {
 		if !j.agent.uploads.complete(j.Work, d.Name) {
 			return events.Result{}, fail("upload-expired", "create the environment again",
@@ -73,6 +87,19 @@ func (j *job) receive(ctx context.Context) (events.Result, error) {
 		return events.Result{}, err
 	}
 	return result, j.dropWork(ctx)
+}
+
+// established gives the environment if this order has made it to the end. An
+// error that is os.ErrNotExist: it has not.
+func (j *job) established() (graph.Graph, error) {
+	order, err := os.ReadFile(j.agent.environmentPath(j.Order.Environment, "order"))
+	if err != nil {
+		return graph.Graph{}, err
+	}
+	if orderOf(order) != j.Work {
+		return graph.Graph{}, os.ErrNotExist
+	}
+	return j.agent.environmentGraph(j.Order.Environment)
 }
 
 // establish makes the environment out of disks that are in the chunk store:
