@@ -33,8 +33,9 @@ type cachedRow struct {
 // roomBytes is how much room for rows is made at once.
 const roomBytes = 64 << 10
 
-func newTxn(db *pebble.DB, rows, older rowCache) *txn {
-	return &txn{db: db, out: db.NewBatch(), rows: rows, older: older}
+// newTxn begins a commit of about so many bytes.
+func newTxn(db *pebble.DB, bytes int, rows, older rowCache) *txn {
+	return &txn{db: db, out: db.NewBatchWithSize(bytes), rows: rows, older: older}
 }
 
 // get gives a current row, nil if there is none. The caller must not change it.

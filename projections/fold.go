@@ -36,17 +36,20 @@ type Follower interface {
 }
 
 // maxBatchEvents bounds the events of one batch, whatever their size.
-const maxBatchEvents = 4096
+const maxBatchEvents = 8192
 
 // folder folds events into targets, many in one commit.
 type folder struct {
 	store   *Store
+	limit   int // about how many bytes one commit has
 	targets []foldTarget
 	at      uint64 // position committed
 	mark    func(b *pebble.Batch, position uint64) error
 	moved   func(batch []events.Record) error // after a commit; the folder is empty
 
 	t       *txn
+	w       Batch           // over t; here so that it is not made anew for each event
+	filled  int             // bytes of the last commit
 	rows    rowCache        // of t
 	older   rowCache        // of the last commit
 	pending []events.Record // what t holds
@@ -70,7 +73,7 @@ func (f *folder) fold(r events.Record) error {
 	}
 	f.pending = append(f.pending, r)
 	f.payload += len(r.Payload)
-	if f.t.bytes+f.payload >= f.store.options.BatchBytes || len(f.pending) >= maxBatchEvents {
+	if f.t.bytes+f.payload >= f.limit || len(f.pending) >= maxBatchEvents {
 		return f.commit()
 	}
 	return nil
@@ -83,11 +86,12 @@ func (f *folder) apply(r events.Record) (string, error) {
 			f.rows = rowCache{}
 		}
 		clear(f.rows)
-		f.t = newTxn(f.store.db, f.rows, f.older)
+		f.t = newTxn(f.store.db, f.filled, f.rows, f.older)
 	}
-	for _, g := range f.targets {
-		w := Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
-		if err := g.projection.Apply(&w, r); err != nil {
+	for i := range f.targets {
+		g := &f.targets[i]
+		f.w = Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
+		if err := g.projection.Apply(&f.w, r); err != nil {
 			return g.name, err
 		}
 	}
@@ -128,7 +132,7 @@ func (f *folder) commit() error {
 		return err
 	}
 	t := f.t
-	f.t = nil
+	f.t, f.filled = nil, t.bytes
 	f.rows, f.older = f.older, f.rows
 	if err := t.commit(); err != nil {
 		return fmt.Errorf("commit rows at position %d: %w", position, err)

@@ -205,6 +205,8 @@ func (Operations) template(w *Batch, r events.Record, fact events.TemplateEvent)
 		row.ID, row.Kind, row.Name, row.Version = e.Operation, OperationTemplateCreate, e.Name, 1
 	case events.ReplacementQueued:
 		row.ID, row.Kind, row.State = e.Operation, OperationTemplateReplace, OperationQueued
+	case events.ReplacementUnqueued:
+		return nil // the operation's own end says so
 	case events.ReplacementStaged:
 		row.ID, row.Kind, row.Version = e.Operation, OperationTemplateReplace, e.Version
 		if err := begin(w, r, row); err != nil {

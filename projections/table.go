@@ -3,6 +3,7 @@ package projections
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"iter"
 	"slices"
@@ -241,6 +242,7 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
 		if slices.Equal(was.own, is.own) && slices.EqualFunc(was.parts[i], is.parts[i], slices.Equal[Key]) {
 			continue // as most changes leave it
 		}
+		rest := binary.AppendUvarint(nil, uint64(len(key)-headLen-len(t.id.name)))
 		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
 		for _, e := range before {
 			if !holds(after, e) {
@@ -251,7 +253,7 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
 		}
 		for _, e := range after {
 			if !holds(before, e) {
-				if err := w.put(e, key[headLen:]); err != nil {
+				if err := w.put(e, rest); err != nil {
 					return err
 				}
 			}
@@ -281,6 +283,19 @@ func holds(entries [][]byte, e []byte) bool {
 		}
 	}
 	return false
+}
+
+// keyOf gives the key of the row that an index entry names: the entry ends with
+// it, and its value says how much of it that is. Older entries hold the key.
+func (t *Table[R]) keyOf(entry, value []byte) ([]byte, error) {
+	if len(value) > binary.MaxVarintLen16 {
+		return append(make([]byte, headLen), value...), nil
+	}
+	n, size := binary.Uvarint(value)
+	if size <= 0 || n > uint64(len(entry)) {
+		return nil, fmt.Errorf("an index entry of table %s of %s: %w", t.id.name, t.id.projection, errRow)
+	}
+	return append(t.id.newKey(nil), entry[len(entry)-int(n):]...), nil
 }
 
 // Query says which rows, in which order.
@@ -368,7 +383,10 @@ func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool)
 	for n := 0; (q.Limit <= 0 || n < q.Limit) && c.next(); n++ {
 		value := c.value()
 		if q.By != nil {
-			key := append(make([]byte, headLen), value...)
+			key, err := t.keyOf(c.key(), value)
+			if err != nil {
+				return err
+			}
 			if value, err = r.get(t.id, key); err != nil {
 				return err
 			}

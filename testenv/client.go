@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,16 +29,21 @@ import (
 type Client struct {
 	base, token string
 	http        *http.Client
+	written     *atomic.Uint64 // the last event of what was written: reads wait for it
 }
 
 // Client is the administrator's, acting in the account default.
 func (w *World) Client() *Client {
-	return &Client{"http://" + w.HTTP.Address(), w.Admin.Token, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return &Client{"http://" + w.HTTP.Address(), w.Admin.Token, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, &w.written}
 }
 
 // Client asks the region itself.
 func (a *Agent) Client() *Client {
-	return &Client{a.At.HTTP, a.world.Admin.Token, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}}
+	a.world.mu.Lock()
+	defer a.world.mu.Unlock()
+	return &Client{a.At.HTTP, a.world.Admin.Token, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}, &a.world.written}
 }
 
 // Refused is an answer that is a problem.
@@ -119,6 +125,12 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 	q := r.URL.Query()
 	if strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/uploads") && !strings.HasPrefix(r.URL.Path, "/v1/orphans") {
 		q.Set("account", "default")
+		if seen := c.written.Load(); method == http.MethodGet && seen > 0 && !q.Has("as-of") && !strings.HasPrefix(r.URL.Path, "/v1/events") {
+			after, err := strconv.ParseUint(q.Get("after"), 10, 64)
+			if err != nil || after < seen {
+				q.Set("after", strconv.FormatUint(seen, 10))
+			}
+		}
 		r.URL.RawQuery = q.Encode()
 	}
 	r.Header.Set("Authorization", "Bearer "+c.token)
@@ -144,6 +156,10 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 			return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
 		}
 		return refused
+	}
+	if position, err := strconv.ParseUint(resp.Header.Get("Tombolo-Position"), 10, 64); err == nil && method != http.MethodGet {
+		for seen := c.written.Load(); seen < position && !c.written.CompareAndSwap(seen, position); seen = c.written.Load() {
+		}
 	}
 	if into == nil || len(answer) == 0 {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +25,8 @@ type Link struct {
 	down    int64 // bytes from the target to those who dial
 	up      int64
 	marks   []mark
+	refused int64 // connections that found the link cut
+	tried   []mark
 	running sync.WaitGroup
 }
 
@@ -111,6 +114,15 @@ func (l *Link) Passed(bytes int64) <-chan struct{} {
 	return m.reached
 }
 
+// Refused is closed once so many more connections have been tried in vain.
+func (l *Link) Refused(connections int64) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := mark{l.refused + connections, make(chan struct{})}
+	l.tried = append(l.tried, m)
+	return m.reached
+}
+
 func (l *Link) set(s linkState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,6 +156,8 @@ func (l *Link) hold(c net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.state == linkCut {
+		l.refused++
+		l.tried = reached(l.tried, l.refused)
 		return false
 	}
 	l.conns[c] = struct{}{}
@@ -223,15 +237,18 @@ func (l *Link) counted(count *int64, n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	*count += n
-	left := l.marks[:0]
-	for _, m := range l.marks {
-		if l.down >= m.at {
-			close(m.reached)
-		} else {
-			left = append(left, m)
+	l.marks = reached(l.marks, l.down)
+}
+
+// reached tells those whose number has come, and gives the others.
+func reached(marks []mark, n int64) []mark {
+	return slices.DeleteFunc(marks, func(m mark) bool {
+		if n < m.at {
+			return false
 		}
-	}
-	l.marks = left
+		close(m.reached)
+		return true
+	})
 }
 
 // pace takes the time that n bytes take on a slow link.

@@ -3,9 +3,16 @@ package testenv
 import (
 	"os"
 	"testing"
+
+	"github.com/tombolo-vdc/tombolo/testenv/faults"
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(faults.Env); dir != "" {
+		os.Exit(faults.Main(faults.Dir(dir), os.Args[1:]))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "tombolo-testenv-")

@@ -28,19 +28,18 @@ type Process struct {
 }
 
 // start starts a program whose stderr goes to a file.
-func start(t testing.TB, name, log string, env []string, command string, args ...string) *Process {
-	t.Helper()
+func start(t testing.TB, name, log string, env []string, command string, args ...string) (*Process, error) {
 	p := &Process{t: t, name: name, log: log, line: make(chan []byte, 1), ended: make(chan struct{})}
 	p.cmd = exec.Command(command, args...)
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	talk, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	p.cmd.Stderr = talk
 	// A process that dies with its parent dies with the thread that started it:
@@ -66,10 +65,10 @@ func start(t testing.TB, name, log string, env []string, command string, args ..
 		close(p.ended)
 	}()
 	if err := <-started; err != nil {
-		t.Fatalf("start %s: %v", name, err)
+		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	t.Cleanup(func() { p.end() })
-	return p
+	return p, nil
 }
 
 // end kills what is still there.
@@ -83,6 +82,7 @@ func (p *Process) Ready(ctx context.Context, into any) error {
 	select {
 	case line, ok := <-p.line:
 		if !ok {
+			<-p.ended
 			return fmt.Errorf("%s ended before it was ready:\n%s", p.name, p.Log())
 		}
 		return json.Unmarshal(line, into)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -149,17 +151,7 @@ func (w Where) settled() bool {
 // these regions hold the version, with one digest in all of them.
 func (w *World) Verified(number string, version int, regions ...string) Where {
 	w.t.Helper()
-	var at Where
-	for {
-		next, err := w.Client().Where(w.ctx, number, fmt.Sprintf("?after=%d", at.Position))
-		if err != nil {
-			w.t.Fatalf("%s does not settle: %v: %s", number, err, JSON(at))
-		}
-		if at = next; at.settled() {
-			break
-		}
-		at.Position++
-	}
+	at := w.Until(number, number+" does not settle", Where.settled)
 	var ready []string
 	digests := map[string]bool{}
 	for _, r := range at.Regions {
@@ -214,5 +206,69 @@ func (w *World) Clean() {
 		if len(found) > 0 {
 			w.t.Errorf("orphans of %s: %s", r, JSON(found))
 		}
+	}
+}
+
+// Fact is an event as it is shown.
+type Fact struct {
+	Sequence uint64         `json:"sequence"`
+	Type     string         `json:"type"`
+	Subject  string         `json:"subject"`
+	Command  string         `json:"command"`
+	Data     map[string]any `json:"data"`
+}
+
+// Facts gives the journal's events from a sequence on, of these types; a
+// trailing * stands for any end.
+func (w *World) Facts(from uint64, types ...string) []Fact {
+	w.t.Helper()
+	out, err := w.facts(w.ctx, from, types...)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return out
+}
+
+func (w *World) facts(ctx context.Context, from uint64, types ...string) ([]Fact, error) {
+	var out []Fact
+	for {
+		q := url.Values{"type": types, "from": {strconv.FormatUint(from, 10)}, "limit": {"1000"}}
+		var page struct {
+			Items []Fact
+			Next  uint64
+		}
+		if err := w.Client().Get(ctx, "/v1/events?"+q.Encode(), &page); err != nil {
+			return nil, err
+		}
+		out = append(out, page.Items...)
+		if from = page.Next; from == 0 {
+			return out, nil
+		}
+	}
+}
+
+// Position is how far the control plane's reads are.
+func (w *World) Position() uint64 {
+	w.t.Helper()
+	var regions struct{ Position uint64 }
+	if err := w.Client().Get(w.ctx, "/v1/regions", &regions); err != nil {
+		w.t.Fatal(err)
+	}
+	return regions.Position
+}
+
+// Until waits until a template's regions fulfil a condition.
+func (w *World) Until(number string, what string, fulfilled func(Where) bool) Where {
+	w.t.Helper()
+	var at Where
+	for {
+		next, err := w.Client().Where(w.ctx, number, fmt.Sprintf("?after=%d", at.Position))
+		if err != nil {
+			w.t.Fatalf("%s: %v: %s", what, err, JSON(at))
+		}
+		if at = next; fulfilled(at) {
+			return at
+		}
+		at.Position++
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,8 @@ type World struct {
 	kind    Kind
 	options Options
 	home    string // of the command line
+	written atomic.Uint64
+	mu      sync.Mutex // guards what a restart changes
 
 	Dir    string
 	HTTP   *Link // to the control plane
@@ -91,6 +95,11 @@ func New(t testing.TB, kind Kind, o Options) *World {
 	ctx, cancel := context.WithTimeout(context.Background(), o.Timeout)
 	t.Cleanup(cancel)
 	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: t.TempDir(), Agents: map[string]*Agent{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.tell()
+		}
+	})
 	w.home = filepath.Join(w.Dir, "home")
 	w.HTTP, w.NATS = NewLink(t, ""), NewLink(t, "")
 	w.StartServer()
@@ -98,6 +107,17 @@ func New(t testing.TB, kind Kind, o Options) *World {
 		w.AddRegion(r)
 	}
 	return w
+}
+
+// tell shows how the logs of all processes end.
+func (w *World) tell() {
+	logs, err := filepath.Glob(filepath.Join(w.Dir, "*.log"))
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, l := range logs {
+		w.t.Logf("%s:\n%s", filepath.Base(l), (&Process{log: l}).Log())
+	}
 }
 
 // Context ends when the test has taken too long.
@@ -122,9 +142,15 @@ func (w *World) startServer() error {
 	args := append([]string{"server", "--data", w.serverDir(), "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "--sync", sync,
 		"-o", "json", "--regions", join(w.options.Regions)}, w.options.Flags[""]...)
 	command, env := w.kind.Command("server")
-	w.Server = start(w.t, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
+	p, err := start(w.t, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.Server = p
+	w.mu.Unlock()
 	var at program.Addresses
-	if err := w.Server.Ready(w.ctx, &at); err != nil {
+	if err := p.Ready(w.ctx, &at); err != nil {
 		return err
 	}
 	w.HTTP.To(hostPort(at.HTTP))
@@ -134,7 +160,9 @@ func (w *World) startServer() error {
 		return err
 	}
 	admin.HTTP = "http://" + w.HTTP.Address()
+	w.mu.Lock()
 	w.Admin = admin
+	w.mu.Unlock()
 	return admin.Write(w.contextFile())
 }
 
@@ -173,26 +201,88 @@ func (a *Agent) Start() {
 }
 
 func (a *Agent) start(dir string) error {
-	a.Launch(dir)
+	if _, err := a.launch(dir); err != nil {
+		return err
+	}
 	return a.ready()
 }
 
 // Launch starts the agent's process over a data directory and does not wait.
 func (a *Agent) Launch(dir string) *Process {
+	a.world.t.Helper()
+	p, err := a.launch(dir)
+	if err != nil {
+		a.world.t.Fatal(err)
+	}
+	return p
+}
+
+func (a *Agent) launch(dir string) (*Process, error) {
 	w := a.world
 	args := append([]string{"agent", "run", "--data", dir, "--enrolment", a.Enrolment, "-o", "json", "-v",
 		"--transfer-advertise", a.Transfer.Address()}, w.options.Flags[a.Region]...)
 	command, env := w.kind.Command(a.Region)
-	a.Process = start(w.t, "the agent of "+a.Region, w.Dir+"/"+filepath.Base(dir)+".log", append(env, "HOME="+w.home), command, args...)
-	return a.Process
+	p, err := start(w.t, "the agent of "+a.Region, w.Dir+"/"+filepath.Base(dir)+".log", append(env, "HOME="+w.home), command, args...)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	a.Process = p
+	w.mu.Unlock()
+	return p, nil
 }
 
 func (a *Agent) ready() error {
-	if err := a.Process.Ready(a.world.ctx, &a.At); err != nil {
+	var at AgentAddresses
+	if err := a.process().Ready(a.world.ctx, &at); err != nil {
 		return err
 	}
-	a.Transfer.To(a.At.Listen.Transfer)
+	a.world.mu.Lock()
+	a.At = at
+	a.world.mu.Unlock()
+	a.Transfer.To(at.Listen.Transfer)
 	return nil
+}
+
+func (a *Agent) process() *Process {
+	a.world.mu.Lock()
+	defer a.world.mu.Unlock()
+	return a.Process
+}
+
+// Supervise starts the server and the agents again whenever they end, as an
+// init system would, until the function that it gives is called.
+func (w *World) Supervise() (stop func()) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	var all sync.WaitGroup
+	keep := func(name string, current func() *Process, again func() error) {
+		all.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-current().Ended():
+				}
+				// It may end again before it is ready: that is what is tried.
+				if err := again(); err != nil && current().cmd.ProcessState == nil && ctx.Err() == nil {
+					w.t.Errorf("%s cannot be started again: %v", name, err)
+					return
+				}
+			}
+		})
+	}
+	keep("the server", func() *Process {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.Server
+	}, w.startServer)
+	for _, a := range w.Agents {
+		keep("the agent of "+a.Region, a.process, func() error { return a.start(a.Dir) })
+	}
+	return func() {
+		cancel()
+		all.Wait()
+	}
 }
 
 // Ready waits until a launched agent owns its region.

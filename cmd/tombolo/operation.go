@@ -89,8 +89,28 @@ func (a *app) workCommand() *cobra.Command {
 }
 
 func (a *app) handlerCommand() *cobra.Command {
-	ls := a.verb("ls", "What process managers have parked", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		return a.showOne(ctx, "/v1/handlers", nil, shape{"items", "key", []column{{"PROCESS", "process", false}, {"KEY", "key", false}, {"CAUSE", "cause.text", false}, {"EVENTS", "sequences", false}}})
+	parked := shape{"items", "key", []column{{"PROCESS", "process", false}, {"KEY", "key", false}, {"CAUSE", "cause.text", false}, {"EVENTS", "sequences", false}}}
+	ls := a.verb("ls", "What process managers and the inbox have parked", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+		return a.showOne(ctx, "/v1/handlers", nil, parked)
 	})
-	return noun("handler", "Process managers", ls)
+	on := func(verb, short, question string) *cobra.Command {
+		return a.verb(verb+" PROCESS KEY", short, cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
+			if question != "" {
+				if err := a.confirm(question, args[0], args[1]); err != nil {
+					return err
+				}
+			}
+			c, err := a.ready()
+			if err != nil {
+				return err
+			}
+			b, _, err := c.write(ctx, http.MethodPost, "/v1/handlers/"+url.PathEscape(args[0])+"/"+url.PathEscape(args[1])+"/"+verb, nil)
+			if err != nil {
+				return err
+			}
+			return a.show(b, parked)
+		})
+	}
+	return noun("handler", "Process managers", ls, on("retry", "Handle again what is parked; shows what is parked then", ""),
+		on("skip", "Leave out what is parked, for good", "what %s has parked for %s is never handled; go on?"))
 }

@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 //	exit N ARGS      runs tombolo and demands this exit code
 //	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
 //	capture VAR      puts stdout, without the line's end, into an environment variable
+//	image FILE       builds an ext4 image of this repository's own sources
+//	device VAR DIR REGION ENV/NODE/DISK   puts the URL of a disk's block device into an environment variable
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -40,7 +42,7 @@ func TestStories(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": up, "down": down, "exit": exit, "http": ask, "capture": capture,
+			"up": up, "down": down, "exit": exit, "http": ask, "capture": capture, "image": image, "device": device,
 		},
 		RequireExplicitExec: true,
 	})

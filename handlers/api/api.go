@@ -73,6 +73,7 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Host      Host           // nil: this is the control plane, which holds no effects
 	Enrol     Enrol          // nil: this is a region, which enrols none

@@ -2,10 +2,15 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/processes"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
@@ -17,15 +22,41 @@ type OneWork struct {
 	Order events.Order `json:"order"`
 }
 
-// Handlers knows what process managers have parked.
+// Handlers knows what process managers have parked: processes.Runner.
 type Handlers interface {
 	Parked() ([]processes.Parked, error)
+	Retry(ctx context.Context, process, key string) error
+	Skip(ctx context.Context, process, key string) error
 }
+
+// Inbox knows the durable commands that could not be executed: commands.Inbox.
+type Inbox interface {
+	Parked(ctx context.Context) ([]commands.Parked, error)
+	Retry(ctx context.Context, sequence uint64) error
+	Drop(ctx context.Context, sequence uint64) error
+}
+
+// inboxProcess is the name under which the inbox stands among the handlers; its
+// keys are sequences.
+const inboxProcess = "inbox"
 
 // ParkedList is what is parked: what concerns it waits, everything else goes on.
 type ParkedList struct {
 	Known
 	Items []processes.Parked `json:"items"`
+}
+
+// Resumed is the answer to a retry or a skip: what is parked then.
+type Resumed struct {
+	Items []processes.Parked `json:"items"`
+}
+
+// HandlerWrite names one parked key. It is exported for the reader of input
+// structs, which skips embedded types that are not.
+type HandlerWrite struct {
+	Scope
+	Process string `path:"process" doc:"the process that parked it; inbox for durable commands"`
+	Key     string `path:"key"`
 }
 
 type worksInput struct {
@@ -95,10 +126,58 @@ func (s *Server) workRoutes() {
 		if err := mustAdministrate(ctx); err != nil || s.Handlers == nil {
 			return out, 0, err
 		}
-		parked, err := s.Handlers.Parked()
+		parked, err := s.parked(ctx)
 		out.Items = append(out.Items, parked...)
 		return out, 0, err
 	})
+	s.handlerRoute("retry", "Handle again what is parked", Handlers.Retry, Inbox.Retry)
+	s.handlerRoute("skip", "Leave out what is parked, for good", Handlers.Skip, Inbox.Drop)
+}
+
+// parked lists what processes and the inbox have put aside.
+func (s *Server) parked(ctx context.Context) ([]processes.Parked, error) {
+	out, err := s.Handlers.Parked()
+	if err != nil || s.Inbox == nil {
+		return out, err
+	}
+	aside, err := s.Inbox.Parked(ctx)
+	for _, c := range aside {
+		out = append(out, processes.Parked{Process: inboxProcess, Key: strconv.FormatUint(c.Sequence, 10), Sequences: []uint64{},
+			Cause: events.Cause{Code: "command-parked", Text: fmt.Sprintf("command %s (%s.%s of account %s): %s", c.Command, c.Kind, c.Verb, c.Account, c.Because), Next: "handler retry, or handler skip"}})
+	}
+	return out, err
+}
+
+// handlerRoute registers what can be done about one parked key.
+func (s *Server) handlerRoute(verb, summary string, process func(Handlers, context.Context, string, string) error, inbox func(Inbox, context.Context, uint64) error) {
+	huma.Register(s.api, huma.Operation{OperationID: verb + "-parked", Method: http.MethodPost, Path: "/v1/handlers/{process}/{key}/" + verb, Summary: summary, Tags: []string{"handlers"}},
+		func(ctx context.Context, in *HandlerWrite) (*struct{ Body Resumed }, error) {
+			out := &struct{ Body Resumed }{Resumed{Items: []processes.Parked{}}}
+			err := mustAdministrate(ctx)
+			switch {
+			case err != nil:
+			case s.Handlers == nil:
+				err = problem(http.StatusServiceUnavailable, "not-here", "this is a region: nothing is ever parked here").withNext("send it to the control plane at %s", s.Home)
+			case in.Process == inboxProcess && s.Inbox != nil:
+				sequence, nerr := strconv.ParseUint(in.Key, 10, 64)
+				if nerr != nil {
+					err = aggregates.RefuseAs(aggregates.NotFound, "parked-unknown", "no command is parked at %q", in.Key)
+					break
+				}
+				err = inbox(s.Inbox, ctx, sequence)
+			default:
+				err = process(s.Handlers, ctx, in.Process, in.Key)
+			}
+			if err != nil {
+				return nil, s.problemOf(ctx, err)
+			}
+			left, err := s.parked(ctx)
+			if err != nil {
+				return nil, s.problemOf(ctx, err)
+			}
+			out.Body.Items = append(out.Body.Items, left...)
+			return out, nil
+		})
 }
 
 // mustAdministrate refuses those who do not.

@@ -267,11 +267,12 @@ func (in *Inbox) Parked(ctx context.Context) ([]Parked, error) {
 	return out, nil
 }
 
-// Retry puts a parked command back into the inbox; Drop forgets it.
+// Retry puts a parked command back into the inbox; Drop forgets it. Both refuse
+// parked-unknown.
 func (in *Inbox) Retry(ctx context.Context, sequence uint64) error {
 	m, err := in.parked.GetMsg(ctx, sequence)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return aggregates.RefuseAs(aggregates.NotFound, "parked-unknown", "no command is parked at %d", sequence)
+		return parkedUnknown(sequence)
 	}
 	if err != nil {
 		return fmt.Errorf("retry a parked command: %w", err)
@@ -282,8 +283,15 @@ func (in *Inbox) Retry(ctx context.Context, sequence uint64) error {
 	return in.Drop(ctx, sequence)
 }
 
+func parkedUnknown(sequence uint64) error {
+	return aggregates.RefuseAs(aggregates.NotFound, "parked-unknown", "no command is parked at %d", sequence)
+}
+
 // Drop takes a parked command away for good.
 func (in *Inbox) Drop(ctx context.Context, sequence uint64) error {
+	if _, err := in.parked.GetMsg(ctx, sequence); errors.Is(err, jetstream.ErrMsgNotFound) {
+		return parkedUnknown(sequence)
+	}
 	if err := in.parked.DeleteMsg(ctx, sequence); err != nil {
 		return fmt.Errorf("drop a parked command: %w", err)
 	}

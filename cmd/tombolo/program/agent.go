@@ -97,7 +97,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	docs := documents.NewRemote(conn.Conn)
+	docs := documents.NewRemote(conn)
 	control := client.New(conn, c.Enrolment.Region)
 	composed := region.Config{
 		Dir: c.Dir, Region: c.Enrolment.Region,

@@ -61,6 +61,7 @@ type Program struct {
 	runner       *processes.Runner
 	door         *commands.Door
 	inbox        *commands.Inbox
+	feeds        *bus.Feeds
 	journalID    string
 	documents    *documents.Bucket
 	bootstrapped uint64 // position at which accounts and regions are there
@@ -141,6 +142,9 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	}
 	if err := p.bootstrap(ctx); err != nil {
 		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+	}
+	if err := p.openFeeds(ctx); err != nil {
+		return nil, err
 	}
 	if err := p.openDoor(ctx); err != nil {
 		return nil, err
@@ -350,6 +354,8 @@ func (p *Program) Run(ctx context.Context) error {
 		}
 	})
 	part("the processes", p.runner.Run)
+	part("the deadlines", p.endDeadlines)
+	parts.Go(func() { p.followTenants(ctx) })
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
