@@ -87,7 +87,7 @@ func (b *bench) copyRows(ctx context.Context) error {
 		all = append(all, got...)
 	}
 	c.tabulate(all)
-	return nil
+	return c.whole(ctx)
 }
 
 func (c *copying) makeImages(ctx context.Context) error {

@@ -95,6 +95,9 @@ func (r *real) install(ctx context.Context, m machine) error {
 		if err := os.WriteFile(filepath.Join(root, "etc/hostname"), []byte(m.name+"\n"), 0o644); err != nil {
 			return err
 		}
+		if err := apt(ctx, root, []string{"update"}); err != nil {
+			return err
+		}
 		return apt(ctx, root, append([]string{"install"}, m.first...))
 	})
 }
