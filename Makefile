@@ -8,6 +8,7 @@ TEST_TOOLS = \
 	npm=npm \
 	nbdinfo=libnbd-bin \
 	openssl=openssl \
+	virt-v2v=virt-v2v \
 	rsync=rsync
 
 # Debian keeps mkfs and its like where an ordinary user's PATH does not look.

@@ -49,7 +49,7 @@ var (
 func (Accounts) Name() string { return "accounts" }
 
 // Shape of the rows.
-func (Accounts) Shape() int { return 1 }
+func (Accounts) Shape() int { return 2 }
 
 // Tables of accounts.
 func (Accounts) Tables() []Described { return []Described{accounts, users} }

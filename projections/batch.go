@@ -3,6 +3,7 @@ package projections
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -12,23 +13,46 @@ import (
 // back without asking Pebble.
 type txn struct {
 	db      *pebble.DB
-	out     *pebble.Batch     // history and the store's own records
-	rows    map[string][]byte // current rows by key; nil is a deletion
-	scratch *pebble.Batch     // indexed: rows as the last scan saw them; never committed
-	unseen  []string          // keys of rows that scratch does not have yet
+	out     *pebble.Batch // history and the store's own records
+	rows    rowCache
+	older   rowCache      // of the commit before: what it holds need not be read
+	room    []byte        // where the next row is encoded
+	scratch *pebble.Batch // indexed: rows as the last scan saw them; never committed
+	unseen  []string      // keys of rows that scratch does not have yet
 	bytes   int
 }
 
-func newTxn(db *pebble.DB) *txn {
-	return &txn{db: db, out: db.NewBatch(), rows: map[string][]byte{}}
+// rowCache holds current rows by key.
+type rowCache map[string]cachedRow
+
+type cachedRow struct {
+	value   []byte // nil: there is none
+	changed bool   // since the last commit
+}
+
+// roomBytes is how much room for rows is made at once.
+const roomBytes = 64 << 10
+
+// newTxn begins a commit of about so many bytes.
+func newTxn(db *pebble.DB, bytes int, rows, older rowCache) *txn {
+	return &txn{db: db, out: db.NewBatchWithSize(bytes), rows: rows, older: older}
 }
 
 // get gives a current row, nil if there is none. The caller must not change it.
 func (t *txn) get(key []byte) ([]byte, error) {
-	if v, ok := t.rows[string(key)]; ok {
-		return v, nil
+	if r, ok := t.rows[string(key)]; ok {
+		return r.value, nil
 	}
-	return read(t.db, key)
+	r, ok := t.older[string(key)]
+	if !ok {
+		var err error
+		if r.value, err = read(t.db, key); err != nil {
+			return nil, err
+		}
+	}
+	t.rows[string(key)] = cachedRow{value: r.value}
+	t.bytes += len(key) + len(r.value)
+	return r.value, nil
 }
 
 func (t *txn) put(key, value []byte) {
@@ -36,8 +60,18 @@ func (t *txn) put(key, value []byte) {
 	if t.scratch != nil {
 		t.unseen = append(t.unseen, k)
 	}
-	t.rows[k] = value
+	t.rows[k] = cachedRow{value, true}
 	t.bytes += len(key) + len(value)
+}
+
+// keep makes the encoded row last.
+func (t *txn) keep(value []byte) {
+	if len(value) <= cap(t.room) {
+		t.room = t.room[len(value):len(value)]
+	}
+	if cap(t.room) < roomBytes/32 {
+		t.room = make([]byte, 0, roomBytes)
+	}
 }
 
 // iterate gives an iterator over current rows that sees those of this txn, as
@@ -45,12 +79,14 @@ func (t *txn) put(key, value []byte) {
 func (t *txn) iterate(lower, upper []byte) (*pebble.Iterator, error) {
 	if t.scratch == nil {
 		t.scratch = t.db.NewIndexedBatch()
-		for k := range t.rows {
-			t.unseen = append(t.unseen, k)
+		for k, r := range t.rows {
+			if r.changed {
+				t.unseen = append(t.unseen, k)
+			}
 		}
 	}
 	for _, k := range t.unseen {
-		if err := write(t.scratch, k, t.rows[k]); err != nil {
+		if err := write(t.scratch, k, t.rows[k].value); err != nil {
 			return nil, err
 		}
 	}
@@ -62,13 +98,23 @@ func write(b *pebble.Batch, key string, value []byte) error {
 	if value == nil {
 		return b.Delete([]byte(key), nil)
 	}
-	return b.Set([]byte(key), value, nil)
+	op := b.SetDeferred(len(key), len(value))
+	copy(op.Key, key)
+	copy(op.Value, value)
+	return op.Finish()
 }
 
 // commit writes everything in one batch and ends the txn.
 func (t *txn) commit() error {
-	for k, v := range t.rows {
-		if err := write(t.out, k, v); err != nil {
+	keys := make([]string, 0, len(t.rows))
+	for k, r := range t.rows {
+		if r.changed {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys) // Pebble takes what is in order faster
+	for _, k := range keys {
+		if err := write(t.out, k, t.rows[k].value); err != nil {
 			return errors.Join(err, t.discard())
 		}
 	}

@@ -128,7 +128,7 @@ func (f *Feed) settle(ctx context.Context, running *sync.WaitGroup, main *folder
 func (f *Feed) folder(b *build) *folder {
 	name := b.projection.Name()
 	return &folder{
-		store: f.store, at: b.position,
+		store: f.store, limit: f.store.options.BatchBytes / len(f.set), at: b.position, // all may be built at once
 		targets: []foldTarget{{b.projection, target{name, b.record.Space, setOf(b.record.Tables)}}},
 		mark:    buildingMark(name, b.record),
 	}

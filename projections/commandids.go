@@ -30,7 +30,7 @@ var commands = NewTable("command-ids", "command", func(c CommandRow) Key { retur
 func (CommandIDs) Name() string { return "command-ids" }
 
 // Shape of the rows.
-func (CommandIDs) Shape() int { return 1 }
+func (CommandIDs) Shape() int { return 2 }
 
 // Tables of command ids.
 func (CommandIDs) Tables() []Described { return []Described{commands} }
@@ -40,7 +40,7 @@ func (CommandIDs) Apply(w *Batch, r events.Record) error {
 	if r.Causation != "" || r.Command.ID == "" {
 		return nil
 	}
-	return commands.Put(w, CommandRow{Account: r.Actor.Account, User: r.Actor.User, ID: r.Command.ID, Digest: r.Command.Digest,
+	return replace(commands, w, CommandRow{Account: r.Actor.Account, User: r.Actor.User, ID: r.Command.ID, Digest: r.Command.Digest,
 		Type: r.Event.EventType(), Event: r.ID, Aggregate: r.Aggregate.Subject(), Sequence: r.Sequence, Revision: r.Revision})
 }
 

@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"errors"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -23,7 +22,7 @@ const (
 	DeadlineName        DeadlineKind = "name"        // a claim to a name without its owner; another may take it from then on
 	DeadlineNumber      DeadlineKind = "number"      // a claim to a template's number, likewise
 	DeadlineLeases      DeadlineKind = "leases"      // a reservation of a pool that was not confirmed
-	DeadlineReplacement DeadlineKind = "replacement" // a staged version that still waits for regions, or one that waits behind it
+	DeadlineReplacement DeadlineKind = "replacement" // a replacement that is queued, or staged and waits for regions
 	DeadlineUpload      DeadlineKind = "upload"      // an environment whose disks have not come
 )
 
@@ -64,7 +63,7 @@ func instant(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.00
 func (Deadlines) Name() string { return "deadlines" }
 
 // Shape of the rows.
-func (Deadlines) Shape() int { return 2 }
+func (Deadlines) Shape() int { return 3 }
 
 // Tables of deadlines.
 func (Deadlines) Tables() []Described { return []Described{deadlines} }
@@ -107,31 +106,37 @@ func (Deadlines) Apply(w *Batch, r events.Record) error {
 		return met(DeadlineLeases, ownerKey(e.Owner))
 	case events.ReplacementQueued:
 		return set(DeadlineReplacement, e.Deadline, string(e.Operation), DeadlineRow{Operation: e.Operation})
+	case events.ReplacementStaged:
+		return set(DeadlineReplacement, e.Deadline, string(e.Operation), DeadlineRow{Version: e.Version, Operation: e.Operation})
 	case events.ReplacementUnqueued:
 		return met(DeadlineReplacement, string(e.Operation))
-	case events.ReplacementStaged: // one at a time; it may have waited in the queue
-		if err := met(DeadlineReplacement, string(e.Operation)); err != nil {
-			return err
-		}
-		return set(DeadlineReplacement, e.Deadline, "", DeadlineRow{Version: e.Version, Operation: e.Operation})
-	case events.VersionActivated:
-		row, ok, err := deadlines.Get(w, deadlineKey(DeadlineReplacement, a.Account, a.Region, a.ID, "")...)
-		if err != nil || !ok || row.Version != e.Version {
-			return err // a rollback does not end the waiting of another version
-		}
-		return met(DeadlineReplacement, "")
+	case events.VersionActivated: // a rollback's operation is another one, and ends no waiting
+		return met(DeadlineReplacement, string(e.Operation))
 	case events.VersionAbandoned:
-		return met(DeadlineReplacement, "")
-	case events.TemplateDeletionAccepted: // with it everything that is queued
-		rows, err := gather(deadlines, w, Query[DeadlineRow]{Prefix: Key{string(DeadlineReplacement), string(a.Account), string(a.Region), a.ID}})
-		for _, row := range rows {
-			err = errors.Join(err, deadlines.Delete(w, row.key()...))
-		}
-		return err
+		return metAll(w, a, func(d DeadlineRow) bool { return d.Version == e.Version })
+	case events.TemplateDeletionAccepted:
+		return metAll(w, a, func(DeadlineRow) bool { return true })
 	case events.EnvironmentDeclared:
 		return set(DeadlineUpload, e.Until, "", DeadlineRow{Operation: e.Operation})
 	case events.EnvironmentCreated, events.EnvironmentFailed, events.EnvironmentDeletionAccepted:
 		return met(DeadlineUpload, "")
+	}
+	return nil
+}
+
+// metAll takes away the deadlines of a template's replacements that are chosen.
+func metAll(w *Batch, a events.Aggregate, chosen func(DeadlineRow) bool) error {
+	rows, err := gather(deadlines, w, Query[DeadlineRow]{Prefix: Key{string(DeadlineReplacement), string(a.Account), string(a.Region), a.ID}})
+	if err != nil {
+		return err
+	}
+	for _, d := range rows {
+		if !chosen(d) {
+			continue
+		}
+		if err := deadlines.Delete(w, d.key()...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -11,14 +11,14 @@
 //
 // # Keys on disk
 //
-//	c <space> <table> 01 <part> 01 <part> … 00            current row          → JSON
-//	h <space> <table> 01 <part> 01 <part> … 00 <^seq>     row as of a sequence → 01 JSON, or 00 for a deletion
+//	c <space> <table> 01 <part> 01 <part> … 00            current row          → the row (codec.go)
+//	h <space> <table> 01 <part> 01 <part> … 00 <^seq>     row as of a sequence → 01 and the row, or 00 for a deletion
 //	m <name> 01 <part> … 00                               the store's own records (meta.go)
 //
 // A space is four bytes (128 | seven bits each) that stand for one projection in
 // one shape, or one consumer. An index is a table too, named <table>.<index>:
-// its parts are the indexed ones followed by the row's key, its value is the
-// row's key as encoded here. In parts the bytes 00, 01 and 02 become 02 01, 02 02
+// its parts are the indexed ones followed by the row's key, its value is how many
+// bytes at its end those are. In parts the bytes 00, 01 and 02 become 02 01, 02 02
 // and 02 03, so that the order of keys is the order of their parts, 00 ends a key
 // and nothing else, and a key is a prefix of no other. The suffix is the
 // sequence's complement, big endian: the newest comes first, and Pebble's Split

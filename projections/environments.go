@@ -92,7 +92,7 @@ var (
 func (Environments) Name() string { return "environments" }
 
 // Shape of the rows.
-func (Environments) Shape() int { return 1 }
+func (Environments) Shape() int { return 2 }
 
 // Tables of environments.
 func (Environments) Tables() []Described { return []Described{environments, environmentMaps} }
@@ -110,7 +110,7 @@ func (Environments) Apply(w *Batch, r events.Record) error {
 			Display: e.Display, State: EnvironmentDeclaring, Graph: e.Graph, Origin: e.Origin, Disks: e.Disks, Operation: e.Operation,
 			Declared: stored(r), Revision: r.Revision})
 	case events.EnvironmentMapped:
-		if err := environmentMaps.Put(w, EnvironmentMapRow{id, e.Map}); err != nil {
+		if err := replace(environmentMaps, w, EnvironmentMapRow{id, e.Map}); err != nil {
 			return err
 		}
 	case events.EnvironmentDeleted:

@@ -177,7 +177,7 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 	for _, b := range f.builds {
 		b.failed = nil
 	}
-	main := &folder{store: f.store, at: f.position, targets: f.live(), mark: markFeed}
+	main := &folder{store: f.store, limit: f.store.options.BatchBytes, at: f.position, targets: f.live(), mark: markFeed}
 	f.mu.Unlock()
 
 	buildCtx, cancel := context.WithCancel(ctx)

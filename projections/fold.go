@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -35,17 +36,22 @@ type Follower interface {
 }
 
 // maxBatchEvents bounds the events of one batch, whatever their size.
-const maxBatchEvents = 4096
+const maxBatchEvents = 8192
 
 // folder folds events into targets, many in one commit.
 type folder struct {
 	store   *Store
+	limit   int // about how many bytes one commit has
 	targets []foldTarget
 	at      uint64 // position committed
 	mark    func(b *pebble.Batch, position uint64) error
 	moved   func(batch []events.Record) error // after a commit; the folder is empty
 
 	t       *txn
+	w       Batch           // over t; here so that it is not made anew for each event
+	filled  int             // bytes of the last commit
+	rows    rowCache        // of t
+	older   rowCache        // of the last commit
 	pending []events.Record // what t holds
 	payload int
 }
@@ -67,7 +73,7 @@ func (f *folder) fold(r events.Record) error {
 	}
 	f.pending = append(f.pending, r)
 	f.payload += len(r.Payload)
-	if f.t.bytes+f.payload >= f.store.options.BatchBytes || len(f.pending) >= maxBatchEvents {
+	if f.t.bytes+f.payload >= f.limit || len(f.pending) >= maxBatchEvents {
 		return f.commit()
 	}
 	return nil
@@ -76,11 +82,16 @@ func (f *folder) fold(r events.Record) error {
 // apply folds one event into the open txn, and tells whose error it was.
 func (f *folder) apply(r events.Record) (string, error) {
 	if f.t == nil {
-		f.t = newTxn(f.store.db)
+		if f.rows == nil {
+			f.rows = rowCache{}
+		}
+		clear(f.rows)
+		f.t = newTxn(f.store.db, f.filled, f.rows, f.older)
 	}
-	for _, g := range f.targets {
-		w := Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
-		if err := g.projection.Apply(&w, r); err != nil {
+	for i := range f.targets {
+		g := &f.targets[i]
+		f.w = Batch{t: f.t, target: g.target, history: true, seq: r.Sequence}
+		if err := g.projection.Apply(&f.w, r); err != nil {
 			return g.name, err
 		}
 	}
@@ -121,7 +132,8 @@ func (f *folder) commit() error {
 		return err
 	}
 	t := f.t
-	f.t = nil
+	f.t, f.filled = nil, t.bytes
+	f.rows, f.older = f.older, f.rows
 	if err := t.commit(); err != nil {
 		return fmt.Errorf("commit rows at position %d: %w", position, err)
 	}
@@ -133,6 +145,13 @@ func (f *folder) commit() error {
 // pumpLength is how many events may be on their way between a follower and a fold; each is at
 // most events.MaxPayload.
 const pumpLength = 256
+
+// A feed that has folded burstEvents without a pause is catching up: it waits
+// burstPause for more before it commits, for large commits cost far less.
+const (
+	burstEvents = 64
+	burstPause  = 5 * time.Millisecond
+)
 
 // pump follows the journal and folds, committing whenever nothing more is
 // waiting: at the tip that is after each event. It calls settle when idle and when woken.
@@ -156,17 +175,32 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		for range records { // until the follower has returned
 		}
 	}()
+	late := time.NewTimer(0)
+	defer late.Stop()
 	for {
+		var r events.Record
+		var ok, waiting bool
 		select {
-		case r, ok := <-records:
-			if !ok {
-				return errors.Join(f.commit(), ended(ctx, f, followed))
+		case r, ok = <-records:
+		default:
+			waiting = true
+		}
+		if waiting && len(f.pending) >= burstEvents {
+			late.Reset(burstPause)
+			select {
+			case r, ok = <-records:
+				waiting = false
+			case <-late.C:
 			}
+		}
+		switch {
+		case !waiting && !ok:
+			return errors.Join(f.commit(), ended(ctx, f, followed))
+		case !waiting:
 			if err := step(r); err != nil {
 				return err
 			}
 			continue
-		default:
 		}
 		if err := f.commit(); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package projections_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/events/journal"
 	p "github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -131,48 +129,4 @@ func stock(t *testing.T, v *p.View, w *world) {
 			}
 		}
 	}
-}
-
-// BenchmarkRebuild compares building the whole set anew with only reading the
-// same journal.
-func BenchmarkRebuild(b *testing.B) {
-	const size = 50_000
-	registry := events.NewRegistry()
-	j := journal.NewMemory(registry, time.Now)
-	heads := map[string]events.Head{}
-	stored := 0
-	w := newWorld(1, func(a events.Aggregate, e events.Event, person bool) {
-		r := record(b, registry, stored, a, e, person)
-		got, err := j.Append(b.Context(), journal.Proposal{Aggregate: a, Expect: heads[a.Subject()], ID: fmt.Sprint("e", stored), Time: epoch,
-			Actor: r.Actor, Command: r.Command, Causation: r.Causation, Event: e})
-		check(b, err)
-		heads[a.Subject()] = got.Head()
-		stored++
-	})
-	for stored < size {
-		w.step()
-	}
-	b.Run("read", func(b *testing.B) {
-		for b.Loop() {
-			ctx, cancel := context.WithCancel(b.Context())
-			err := j.Follow(ctx, 0, func(r events.Record) error {
-				if r.Sequence == uint64(stored) {
-					cancel()
-				}
-				return nil
-			})
-			if ctx.Err() == nil {
-				b.Fatal(err)
-			}
-		}
-		b.ReportMetric(float64(stored)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
-	})
-	b.Run("rebuild", func(b *testing.B) {
-		for b.Loop() {
-			f := follow(b, j)
-			check(b, f.WaitFor(b.Context(), uint64(stored)))
-			f.stop()
-		}
-		b.ReportMetric(float64(stored)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
-	})
 }

@@ -3,7 +3,6 @@ package projections
 import (
 	"bytes"
 	"encoding/binary"
-	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -57,10 +56,12 @@ func appendHead(dst []byte, area byte, space uint32) []byte {
 
 // appendPart appends one part, escaped.
 func appendPart(dst []byte, part string) []byte {
-	if strings.IndexFunc(part, func(r rune) bool { return r <= escape }) < 0 {
-		return append(dst, part...)
+	plain := 0
+	for plain < len(part) && part[plain] > escape {
+		plain++
 	}
-	for i := 0; i < len(part); i++ {
+	dst = append(dst, part[:plain]...)
+	for i := plain; i < len(part); i++ {
 		if c := part[i]; c <= escape {
 			dst = append(dst, escape, c+1)
 		} else {

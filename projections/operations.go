@@ -159,7 +159,7 @@ var (
 func (Operations) Name() string { return "operations" }
 
 // Shape of the rows.
-func (Operations) Shape() int { return 1 }
+func (Operations) Shape() int { return 2 }
 
 // Tables of operations.
 func (Operations) Tables() []Described { return []Described{operations, operationParts, currents} }
@@ -205,6 +205,8 @@ func (Operations) template(w *Batch, r events.Record, fact events.TemplateEvent)
 		row.ID, row.Kind, row.Name, row.Version = e.Operation, OperationTemplateCreate, e.Name, 1
 	case events.ReplacementQueued:
 		row.ID, row.Kind, row.State = e.Operation, OperationTemplateReplace, OperationQueued
+	case events.ReplacementUnqueued:
+		return nil // the operation's own end says so
 	case events.ReplacementStaged:
 		row.ID, row.Kind, row.Version = e.Operation, OperationTemplateReplace, e.Version
 		if err := begin(w, r, row); err != nil {

@@ -121,7 +121,7 @@ func placeOf(value string) string {
 func (Pools) Name() string { return "pools" }
 
 // Shape of the rows.
-func (Pools) Shape() int { return 1 }
+func (Pools) Shape() int { return 2 }
 
 // Tables of pools.
 func (Pools) Tables() []Described { return []Described{pools, poolRanges, leases, poolHolders} }

@@ -64,7 +64,7 @@ var (
 func (Regions) Name() string { return "regions" }
 
 // Shape of the rows.
-func (Regions) Shape() int { return 1 }
+func (Regions) Shape() int { return 2 }
 
 // Tables of regions.
 func (Regions) Tables() []Described { return []Described{regions} }

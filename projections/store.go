@@ -24,18 +24,19 @@ const formatNumber = 1
 const formatFile = "FORMAT"
 
 // Options bound a store; the zero value has the defaults. The memory of a store
-// is about CacheBytes, two or three times MemTableBytes, and for each running
-// feed or build twice BatchBytes (rows, and the Pebble batch made of them) and
-// the pumpLength events on their way to it. While something is built the feed
-// also keeps its last tailEvents events.
+// is about CacheBytes, three times MemTableBytes, and four times BatchBytes for
+// the feed (the rows of a batch and of the one before, the Pebble batch made of
+// them, the events) and as much again for all builds together: 224 MiB, and 288
+// while something is built. Beside that are the pumpLength events on their way
+// to each, and while something is built the feed's last tailEvents events.
 type Options struct {
 	// CacheBytes is the size of the block cache; 64 MiB if 0.
 	CacheBytes int64
-	// MemTableBytes is the size of one memtable; 16 MiB if 0. Writes wait for a
+	// MemTableBytes is the size of one memtable; 32 MiB if 0. Writes wait for a
 	// flush when two are full.
 	MemTableBytes uint64
 	// BatchBytes is about how much one batch of a feed that is behind holds before it is
-	// committed; 4 MiB if 0.
+	// committed; 16 MiB if 0.
 	BatchBytes int
 	// Log receives what Pebble reports; nothing is reported if nil.
 	Log *slog.Logger
@@ -50,10 +51,10 @@ func (o Options) withDefaults() Options {
 		o.CacheBytes = 64 << 20
 	}
 	if o.MemTableBytes == 0 {
-		o.MemTableBytes = 16 << 20
+		o.MemTableBytes = 32 << 20
 	}
 	if o.BatchBytes == 0 {
-		o.BatchBytes = 4 << 20
+		o.BatchBytes = 16 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -118,6 +119,8 @@ func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: memTables,
+		L0CompactionThreshold:       8,
+		LBaseMaxBytes:               8 * int64(o.MemTableBytes), // fewer levels, so rows are rewritten less often
 		MaxOpenFiles:                500,
 		Logger:                      pebbleLog{o.Log},
 	}

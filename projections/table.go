@@ -3,9 +3,10 @@ package projections
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
+	"encoding/binary"
 	"fmt"
 	"iter"
+	"slices"
 
 	"github.com/tombolo-vdc/tombolo/events"
 )
@@ -30,11 +31,14 @@ type Described interface{ describe() []tableID }
 
 // Table is a kind of rows of one projection or consumer. It is a description
 // and holds nothing: declare it once, in a variable that never changes. Rows
-// are stored as JSON.
+// are structs of exported fields with JSON names; codec.go says how they are stored.
 type Table[R any] struct {
 	id      tableID
 	key     func(R) Key
 	indexes []*Index[R]
+	// In the order of the indexes.
+	indexIDs []tableID
+	codec    codec[R]
 }
 
 // Index finds a table's rows by other parts than their key. A row is found
@@ -42,6 +46,16 @@ type Table[R any] struct {
 type Index[R any] struct {
 	name string
 	keys func(R) []Key
+}
+
+// indexID names an index within its projection.
+func (t *Table[R]) indexID(x *Index[R]) tableID {
+	for i, o := range t.indexes {
+		if o == x {
+			return t.indexIDs[i]
+		}
+	}
+	return tableID{t.id.projection, t.id.name + "." + x.name} // of another table: refused as undeclared
 }
 
 // NewIndex describes an index. Its name must be a token.
@@ -53,7 +67,10 @@ func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
 // row's key follows from the row. It panics on names that are not tokens:
 // those are errors of the program's text.
 func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index[R]) *Table[R] {
-	t := &Table[R]{tableID{projection, name}, key, indexes}
+	t := &Table[R]{id: tableID{projection, name}, key: key, indexes: indexes, codec: codecOf[R]()}
+	for _, x := range indexes {
+		t.indexIDs = append(t.indexIDs, tableID{projection, name + "." + x.name})
+	}
 	seen := map[string]bool{}
 	for _, n := range append([]string{projection, name}, names(indexes)...) {
 		if !events.IsToken(n) {
@@ -78,15 +95,7 @@ func names[R any](indexes []*Index[R]) []string {
 }
 
 func (t *Table[R]) describe() []tableID {
-	out := []tableID{t.id}
-	for _, x := range t.indexes {
-		out = append(out, t.indexID(x))
-	}
-	return out
-}
-
-func (t *Table[R]) indexID(x *Index[R]) tableID {
-	return tableID{t.id.projection, t.id.name + "." + x.name}
+	return append([]tableID{t.id}, t.indexIDs...)
 }
 
 // rowKey is the complete key of a row.
@@ -103,7 +112,7 @@ func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
 }
 
 func (t *Table[R]) decode(value []byte) (row R, err error) {
-	if err := json.Unmarshal(value, &row); err != nil {
+	if err := t.codec.unmarshal(value, &row); err != nil {
 		return row, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
 	}
 	return row, nil
@@ -112,10 +121,7 @@ func (t *Table[R]) decode(value []byte) (row R, err error) {
 // Put stores a row, in place of the one with the same key. Storing what is
 // there already stores nothing.
 func (t *Table[R]) Put(w *Batch, row R) error {
-	value, err := t.encode(row)
-	if err != nil {
-		return err
-	}
+	value := t.encode(w, &row)
 	key := t.rowKey(t.key(row))
 	old, err := w.get(t.id, key)
 	if err != nil || bytes.Equal(old, value) {
@@ -125,7 +131,16 @@ func (t *Table[R]) Put(w *Batch, row R) error {
 	if err != nil {
 		return err
 	}
-	return t.store(w, key, value, was, t.allEntries(&row))
+	return t.store(w, key, value, was, t.find(&row))
+}
+
+// replace is Put of a row that every event makes anew, in a table without
+// indexes: what was there does not matter, so it is not read.
+func replace[R any](t *Table[R], w *Batch, row R) error {
+	if err := w.check(t.id); err != nil {
+		return err
+	}
+	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), found{}, found{})
 }
 
 // create stores the row that an event makes. That of an aggregate's first event
@@ -137,20 +152,12 @@ func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
 	if err := w.check(t.id); err != nil {
 		return err
 	}
-	value, err := t.encode(row)
-	if err != nil {
-		return err
-	}
-	return t.store(w, t.rowKey(t.key(row)), value, t.allEntries(nil), t.allEntries(&row))
+	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), t.find(nil), t.find(&row))
 }
 
-func (t *Table[R]) encode(row R) ([]byte, error) {
-	value, err := json.Marshal(row)
-	if err != nil {
-		return nil, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
-	}
-	return value, nil
-}
+// encode gives the row as it is stored; the next encode overwrites it unless it
+// was put in between.
+func (t *Table[R]) encode(w *Batch, row *R) []byte { return t.codec.marshal(w.t.room[:0], row) }
 
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
@@ -163,7 +170,7 @@ func (t *Table[R]) Delete(w *Batch, key ...string) error {
 	if err != nil {
 		return err
 	}
-	return t.store(w, k, nil, was, t.allEntries(nil))
+	return t.store(w, k, nil, was, t.find(nil))
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
@@ -181,74 +188,85 @@ func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	if err != nil {
 		return err
 	}
-	was := t.allEntries(&row) // before edit, which may write to what the row refers to
+	was := t.find(&row) // before edit, which may write to what the row refers to
 	edit(&row)
-	if !bytes.Equal(t.rowKey(t.key(row)), t.rowKey(key)) {
-		if err := t.store(w, k, nil, was, t.allEntries(nil)); err != nil {
+	if !slices.Equal(t.key(row), key) {
+		if err := t.store(w, k, nil, was, t.find(nil)); err != nil {
 			return err
 		}
 		return t.Put(w, row)
 	}
-	value, err := t.encode(row)
-	if err != nil || bytes.Equal(old, value) {
-		return err
+	value := t.encode(w, &row)
+	if bytes.Equal(old, value) {
+		return nil
 	}
-	return t.store(w, k, value, was, t.allEntries(&row))
+	return t.store(w, k, value, was, t.find(&row))
+}
+
+// found is where the indexes find a row: its parts in each of them, and its own key.
+type found struct {
+	parts [][]Key
+	own   Key
+}
+
+// find tells where the indexes find a row; nil is found nowhere.
+func (t *Table[R]) find(row *R) found {
+	f := found{parts: make([][]Key, len(t.indexes))}
+	if row != nil && len(t.indexes) > 0 {
+		f.own = t.key(*row)
+		for i, x := range t.indexes {
+			f.parts[i] = x.keys(*row)
+		}
+	}
+	return f
+}
+
+// indexed tells where the indexes find a row as it is stored; nil is found nowhere.
+func (t *Table[R]) indexed(stored []byte) (found, error) {
+	if stored == nil || len(t.indexes) == 0 {
+		return t.find(nil), nil
+	}
+	row, err := t.decode(stored)
+	if err != nil {
+		return found{}, err
+	}
+	return t.find(&row), nil
 }
 
 // store writes a row, or its deletion, and brings its index entries from was to is.
-func (t *Table[R]) store(w *Batch, key, value []byte, was, is [][][]byte) error {
-	for i, x := range t.indexes {
-		if err := w.check(t.indexID(x)); err != nil {
+func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
+	for i, id := range t.indexIDs {
+		if err := w.check(id); err != nil {
 			return err
 		}
-		for _, e := range was[i] {
-			if !holds(is[i], e) {
+		if slices.Equal(was.own, is.own) && slices.EqualFunc(was.parts[i], is.parts[i], slices.Equal[Key]) {
+			continue // as most changes leave it
+		}
+		rest := binary.AppendUvarint(nil, uint64(len(key)-headLen-len(t.id.name)))
+		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
+		for _, e := range before {
+			if !holds(after, e) {
 				if err := w.put(e, nil); err != nil {
 					return err
 				}
 			}
 		}
-		for _, e := range is[i] {
-			if !holds(was[i], e) {
-				if err := w.put(e, key[headLen:]); err != nil {
+		for _, e := range after {
+			if !holds(before, e) {
+				if err := w.put(e, rest); err != nil {
 					return err
 				}
 			}
 		}
 	}
+	w.t.keep(value)
 	return w.put(key, value)
 }
 
-// indexed gives the entries of a row as it is stored; none of a nil one.
-func (t *Table[R]) indexed(stored []byte) ([][][]byte, error) {
-	if stored == nil || len(t.indexes) == 0 {
-		return t.allEntries(nil), nil
-	}
-	row, err := t.decode(stored)
-	if err != nil {
-		return nil, err
-	}
-	return t.allEntries(&row), nil
-}
-
-// allEntries gives a row's entries in every index, in the order of the indexes.
-func (t *Table[R]) allEntries(row *R) [][][]byte {
-	out := make([][][]byte, len(t.indexes))
-	for i, x := range t.indexes {
-		out[i] = t.entries(x, row)
-	}
-	return out
-}
-
 // entries gives the keys of a row's entries in an index, without heads.
-func (t *Table[R]) entries(x *Index[R], row *R) [][]byte {
-	if row == nil {
-		return nil
-	}
+func entries(id tableID, parts []Key, own Key) [][]byte {
 	var out [][]byte
-	id, own := t.indexID(x), t.key(*row)
-	for _, k := range x.keys(*row) {
+	for _, k := range parts {
 		e := append(appendParts(id.newKey(k), own), keyEnd)
 		if !holds(out, e) {
 			out = append(out, e)
@@ -265,6 +283,19 @@ func holds(entries [][]byte, e []byte) bool {
 		}
 	}
 	return false
+}
+
+// keyOf gives the key of the row that an index entry names: the entry ends with
+// it, and its value says how much of it that is. Older entries hold the key.
+func (t *Table[R]) keyOf(entry, value []byte) ([]byte, error) {
+	if len(value) > binary.MaxVarintLen16 {
+		return append(make([]byte, headLen), value...), nil
+	}
+	n, size := binary.Uvarint(value)
+	if size <= 0 || n > uint64(len(entry)) {
+		return nil, fmt.Errorf("an index entry of table %s of %s: %w", t.id.name, t.id.projection, errRow)
+	}
+	return append(t.id.newKey(nil), entry[len(entry)-int(n):]...), nil
 }
 
 // Query says which rows, in which order.
@@ -352,7 +383,10 @@ func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool)
 	for n := 0; (q.Limit <= 0 || n < q.Limit) && c.next(); n++ {
 		value := c.value()
 		if q.By != nil {
-			key := append(make([]byte, headLen), value...)
+			key, err := t.keyOf(c.key(), value)
+			if err != nil {
+				return err
+			}
 			if value, err = r.get(t.id, key); err != nil {
 				return err
 			}

@@ -88,7 +88,7 @@ var (
 func (WorkOrders) Name() string { return "work-orders" }
 
 // Shape of the rows.
-func (WorkOrders) Shape() int { return 1 }
+func (WorkOrders) Shape() int { return 2 }
 
 // Tables of work orders.
 func (WorkOrders) Tables() []Described { return []Described{works, orders} }

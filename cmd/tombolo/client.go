@@ -89,11 +89,15 @@ func (c *client) unreachable(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
+	at := c.context.HTTP
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
+		if to, perr := url.Parse(u.URL); perr == nil {
+			at = to.Scheme + "://" + to.Host // a region, perhaps
+		}
 	}
-	return fail(exitError, "server-unreachable", "the server at %s cannot be reached: %v", c.context.HTTP, err).
+	return fail(exitError, "server-unreachable", "the server at %s cannot be reached: %v", at, err).
 		withNext("is it running (tombolo up)? tombolo doctor looks closer")
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -53,7 +54,7 @@ func (a *app) envCommand() *cobra.Command {
 	show := where(a.verb("show ENV", "One environment", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.showOne(ctx, envPath(args[0]), in(), one)
 	}))
-	commands := []*cobra.Command{init, schema, a.envCreate(one), ls, show, a.envSave()}
+	commands := []*cobra.Command{init, schema, a.envCreate(one), a.envImport(one), a.envExport(), ls, show, a.envSave()}
 	for _, p := range []struct{ verb, short, power string }{
 		{"start", "Declare its machines running", "running"}, {"suspend", "Declare its machines suspended", "suspended"},
 		{"resume", "Declare its machines running again", "running"}, {"stop", "Declare its machines stopped", "stopped"},
@@ -127,6 +128,9 @@ func (a *app) envCreate(one shape) *cobra.Command {
 			return err
 		}
 		if err := c.upload(ctx, accepted.ID, spec.disks); err != nil {
+			if _, never := errors.AsType[*contentError](err); never {
+				return c.abandon(ctx, accepted.ID, err)
+			}
 			return err
 		}
 		if err := c.await(ctx, accepted.Operation); err != nil {

@@ -97,8 +97,8 @@ func (a *app) root() *cobra.Command {
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no talk on stderr")
 	f.CountVarP(&a.verbose, "verbose", "v", "more talk on stderr")
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.AddCommand(a.upCommand(), a.demoCommand(), a.regionCommand(), a.poolCommand(), a.envCommand(), a.templateCommand(), a.whereCommand(),
-		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.orphansCommand(), a.accountCommand(),
+	root.AddCommand(a.upCommand(), a.demoCommand(), a.serverCommand(), a.agentCommand(), a.orphansCommand(), a.regionCommand(), a.poolCommand(), a.envCommand(), a.templateCommand(), a.whereCommand(),
+		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.accountCommand(),
 		a.contextCommand(), a.doctorCommand(), a.versionCommand())
 	for _, c := range root.Commands() {
 		strict(c)

@@ -19,19 +19,13 @@ import (
 type spec struct {
 	body    map[string]any
 	checked []byte // what the server says of it
-	disks   map[string]localDisk
-}
-
-// localDisk is the file with a disk's content.
-type localDisk struct {
-	path string
-	info os.FileInfo
+	disks   map[string]diskSource
 }
 
 // readSpec reads a file, takes the disks' sizes from their files, and has the
 // server look at it. Everything that is wrong is told at once.
 func (c *client) readSpec(ctx context.Context, file string) (spec, error) {
-	s := spec{disks: map[string]localDisk{}}
+	s := spec{disks: map[string]diskSource{}}
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return s, fail(exitError, "file-unreadable", "the environment's file cannot be read: %v", err).withNext("tombolo env init writes a sample")

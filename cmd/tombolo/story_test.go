@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 //	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
 //	await RE ARGS    runs tombolo at every event until its stdout matches, for a minute at most
 //	capture VAR      puts stdout, without the line's end, into an environment variable
+//	image FILE       builds an ext4 image of this repository's own sources
+//	device VAR DIR REGION ENV/NODE/DISK   puts the URL of a disk's block device into an environment variable
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -43,7 +45,7 @@ func TestStories(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture,
+			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "image": image, "device": device,
 		},
 		RequireExplicitExec: true,
 	})

@@ -15,11 +15,25 @@ import (
 )
 
 func (a *app) upCommand() *cobra.Command {
-	var c program.Config
+	up, c := a.starter("up", "Start everything in one process: bus, control plane, regions, HTTP")
+	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of the directory, or beijing,sydney,chicago)")
+	return up
+}
+
+func (a *app) serverCommand() *cobra.Command {
+	server, c := a.starter("server", "Start the control plane alone; the regions' agents run elsewhere (agent run)")
+	c.Alone = true
+	server.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to make known, as region add does")
+	return server
+}
+
+// starter makes a command that starts a program.
+func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
+	c := &program.Config{}
 	var sync string
-	up := a.verb("up", "Start everything in one process: bus, control plane, regions, HTTP", cobra.NoArgs, func(ctx context.Context, _ []string) error {
+	start := a.verb(name, short, cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		if a.output != "table" && a.output != "json" {
-			return usage("up -o %s: table or json", a.output)
+			return usage("%s -o %s: table or json", name, a.output)
 		}
 		switch sync {
 		case "always":
@@ -29,15 +43,14 @@ func (a *app) upCommand() *cobra.Command {
 			return usage("--sync %s: always or lazy", sync)
 		}
 		c.Log, c.Version = a.log(), version()
-		return a.up(ctx, c)
+		return a.up(ctx, *c)
 	})
-	f := up.Flags()
+	f := start.Flags()
 	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
-	f.StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of the directory, or beijing,sydney,chicago)")
 	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
-	return up
+	return start, c
 }
 
 func (a *app) up(ctx context.Context, c program.Config) (err error) {

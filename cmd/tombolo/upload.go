@@ -1,15 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
+	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -33,9 +33,9 @@ type pending struct {
 // uploadPatience is how long the region's agent is waited for.
 const uploadPatience = time.Minute
 
-// upload sends the disks that the environment still waits for. If a file changes
-// meanwhile the environment is deleted: it would be neither the old nor the new.
-func (c *client) upload(ctx context.Context, id string, disks map[string]localDisk) error {
+// upload sends the disks that the environment still waits for. After a
+// *contentError the environment will never come to be: abandon it.
+func (c *client) upload(ctx context.Context, id string, disks map[string]diskSource) error {
 	if len(disks) == 0 {
 		return nil
 	}
@@ -43,26 +43,43 @@ func (c *client) upload(ctx context.Context, id string, disks map[string]localDi
 	if err != nil || len(to.Uploads) == 0 {
 		return err
 	}
-	meter := &meter{bars: &bars{app: c.app, rows: map[string]api.Transfer{}}, region: to.Region, start: time.Now()}
+	meter := newMeter(c.app, to.Region, "uploading")
 	for _, u := range to.Uploads {
 		meter.total += u.Bytes
 	}
 	for _, u := range to.Uploads {
-		local, ok := disks[u.Disk]
+		from, ok := disks[u.Disk]
 		if !ok {
-			return fail(exitError, "disk-unknown", "the environment waits for a disk %s that the file does not have", u.Disk)
+			return fail(exitError, "disk-unknown", "the environment waits for a disk %s that is not here", u.Disk)
 		}
-		err := c.uploadDisk(ctx, u, local, meter)
-		if f, ok := errors.AsType[*failure](err); ok && f.Code == "disk-changed" {
-			if _, _, derr := c.write(ctx, http.MethodDelete, envPath(id), nil); derr != nil {
-				f.Next = fmt.Sprintf("environment %s could not be deleted either (%v): tombolo env delete %s", id, derr, id)
-			}
-		}
-		if err != nil {
+		if err := c.uploadDisk(ctx, u, from, meter); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// abandon deletes an environment that is of no use any more, because of err or
+// because all is done, and gives back err.
+func (c *client) abandon(ctx context.Context, id string, err error) error {
+	ctx = context.WithoutCancel(ctx) // an interrupted command leaves nothing either
+	c.app.key, c.app.revision = "", 0
+	_, accepted, derr := c.write(ctx, http.MethodDelete, envPath(id), nil)
+	if derr == nil {
+		derr = c.await(ctx, accepted.Operation)
+	}
+	if derr == nil {
+		return err
+	}
+	if err == nil {
+		return derr
+	}
+	var f *failure
+	if !errors.As(failed(err), &f) {
+		return err
+	}
+	left := *f
+	return left.withNext("environment %s could not be deleted (%v): tombolo env delete %s", id, derr, id)
 }
 
 // awaitAgent waits until the region can be reached and waits for the disks; an
@@ -95,15 +112,18 @@ func (c *client) awaitAgent(ctx context.Context, id string) (pending, error) {
 }
 
 // piece is a part of a disk that holds data.
-type piece struct{ first, last int64 }
+type piece struct {
+	at   int64
+	data []byte
+}
 
-// uploadDisk sends what a file holds; its holes are not sent.
-func (c *client) uploadDisk(ctx context.Context, u api.Upload, local localDisk, m *meter) error {
-	f, err := os.Open(local.path)
+// uploadDisk sends what a disk holds; zeros are not sent.
+func (c *client) uploadDisk(ctx context.Context, u api.Upload, from diskSource, m *meter) error {
+	disk, err := from.Open(ctx)
 	if err != nil {
-		return err
+		return &contentError{err}
 	}
-	defer f.Close()
+	defer disk.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	pieces := make(chan piece)
@@ -111,35 +131,41 @@ func (c *client) uploadDisk(ctx context.Context, u api.Upload, local localDisk, 
 	for range uploadWorkers {
 		workers.Go(func() {
 			for p := range pieces {
-				if err := c.put(ctx, u, f, p); err != nil {
+				if err := c.put(ctx, u, p); err != nil {
 					cancel(err)
 					return
 				}
-				m.sent(p.last - p.first + 1)
+				m.sent(int64(len(p.data)))
 			}
 		})
 	}
-	err = eachPiece(f, u.Bytes, func(p piece) error {
+	err = eachPiece(ctx, disk, u.Bytes, m.skipped, func(p piece) error {
 		select {
 		case pieces <- p:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-	}, m.skipped)
+	})
 	close(pieces)
 	workers.Wait()
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	if err == nil {
-		err = unchanged(f, local)
+	if broken, ok := errors.AsType[*contentError](err); ok {
+		if changed := disk.Unchanged(ctx); changed != nil { // says better what is wrong
+			broken = &contentError{changed}
+		}
+		return broken
+	}
+	if f, ok := errors.AsType[*failure](err); ok && f.Code == "upload-complete" {
+		return nil // an earlier run of this command had sent it
 	}
 	if err != nil {
-		if f, ok := errors.AsType[*failure](err); ok && f.Code == "upload-complete" {
-			return nil // an earlier run of this command had sent it
-		}
 		return err
+	}
+	if err := disk.Unchanged(ctx); err != nil {
+		return &contentError{err}
 	}
 	return c.retrying(ctx, func() error {
 		r, err := c.bearer(ctx, http.MethodPost, u.URL+"/complete", nil)
@@ -151,65 +177,43 @@ func (c *client) uploadDisk(ctx context.Context, u api.Upload, local localDisk, 
 	})
 }
 
-// unchanged compares the file with what it was when its size was taken.
-func unchanged(f *os.File, local localDisk) error {
-	now, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	there, err := os.Stat(local.path)
-	if err != nil || !os.SameFile(there, local.info) || now.Size() != local.info.Size() || !now.ModTime().Equal(local.info.ModTime()) {
-		return fail(exitError, "disk-changed", "%s changed while it was read; the environment is not made", local.path).withNext("stop what writes to it, then make the environment again")
-	}
-	return nil
-}
-
-// Whence of lseek(2) that finds data and holes.
-const (
-	seekData = 3
-	seekHole = 4
-)
-
-// eachPiece goes through the parts of a file that hold data. A file system that
-// does not know holes gives the whole file.
-func eachPiece(f *os.File, size int64, each func(piece) error, hole func(int64)) error {
-	for at := int64(0); at < size; {
-		data, err := f.Seek(at, seekData)
-		switch {
-		case errors.Is(err, syscall.ENXIO): // nothing but a hole up to the end
-			hole(size - at)
-			return nil
-		case errors.Is(err, syscall.EINVAL):
-			data = at
-		case err != nil:
-			return err
-		}
-		end, err := f.Seek(data, seekHole)
+// eachPiece reads the parts of a disk that hold data. What fails here fails for
+// good: a *contentError.
+func eachPiece(ctx context.Context, disk diskContent, size int64, skipped func(int64), each func(piece) error) error {
+	at := int64(0)
+	for extent, err := range disk.Extents(ctx) {
 		if err != nil {
-			end = size
+			return &contentError{err}
 		}
-		data, end = min(data, size), min(end, size)
-		hole(data - at)
-		for first := data; first < end; first += uploadRange {
-			if err := each(piece{first, min(first+uploadRange, end) - 1}); err != nil {
+		skipped(extent.Offset - at)
+		at = extent.Offset + extent.Length
+		for from := extent.Offset; from < at; {
+			p := piece{from, make([]byte, min(uploadRange, at-from))}
+			if n, err := disk.ReadAt(p.data, from); n < len(p.data) {
+				return &contentError{fmt.Errorf("read %d of %d bytes at %d: %w", n, len(p.data), from, err)}
+			}
+			from += int64(len(p.data))
+			if len(bytes.TrimLeft(p.data, "\x00")) == 0 {
+				skipped(int64(len(p.data)))
+				continue
+			}
+			if err := each(p); err != nil {
 				return err
 			}
 		}
-		at = end
 	}
+	skipped(size - at)
 	return nil
 }
 
 // put sends one range.
-func (c *client) put(ctx context.Context, u api.Upload, f *os.File, p piece) error {
+func (c *client) put(ctx context.Context, u api.Upload, p piece) error {
 	return c.retrying(ctx, func() error {
-		n := p.last - p.first + 1
-		r, err := c.bearer(ctx, http.MethodPut, u.URL, io.NewSectionReader(f, p.first, n))
+		r, err := c.bearer(ctx, http.MethodPut, u.URL, bytes.NewReader(p.data))
 		if err != nil {
 			return err
 		}
-		r.ContentLength = n
-		r.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", p.first, p.last, u.Bytes))
+		r.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", p.at, p.at+int64(len(p.data))-1, u.Bytes))
 		_, _, err = c.send(r)
 		return err
 	})
@@ -225,13 +229,13 @@ func (c *client) bearer(ctx context.Context, method, target string, body io.Read
 	return r, nil
 }
 
-// retrying tries again over a broken connection, and while the region has not
-// heard yet that it is to take something in.
+// retrying tries again over a broken connection, and while the region is not so
+// far yet.
 func (c *client) retrying(ctx context.Context, try func() error) error {
 	for n, pause := 1, 50*time.Millisecond; ; n, pause = n+1, min(2*pause, 5*time.Second) {
 		err := try()
 		f, ok := errors.AsType[*failure](err)
-		again := ok && (f.Code == "server-unreachable" || f.Code == "upload-cut" || f.Code == "upload-not-wanted")
+		again := ok && slices.Contains([]string{"server-unreachable", "upload-cut", "upload-not-wanted", "behind", "environment-busy"}, f.Code)
 		if err == nil || !again || n == uploadTries {
 			return err
 		}
@@ -243,26 +247,35 @@ func (c *client) retrying(ctx context.Context, try func() error) error {
 	}
 }
 
-// meter shows how far an upload is.
+// meter shows how far disks are on their way from here to a region, or back.
 type meter struct {
 	bars   *bars
 	region events.RegionID
+	step   string
 	start  time.Time
 
 	mu    sync.Mutex
 	total int64
 	done  int64 // holes included
-	wire  int64 // really sent
+	wire  int64 // really sent or received
 	shown time.Time
 }
 
-func (m *meter) sent(n int64)    { m.add(n, n) }
-func (m *meter) skipped(n int64) { m.add(n, 0) }
+func newMeter(a *app, region events.RegionID, step string) *meter {
+	return &meter{bars: &bars{app: a, rows: map[string]api.Transfer{}}, region: region, step: step, start: time.Now()}
+}
+
+func (m *meter) sent(n int64)     { m.add(n, n) }
+func (m *meter) received(n int64) { m.add(n, n) }
+func (m *meter) skipped(n int64)  { m.add(n, 0) }
 
 // meterPause is the least time between two reports.
 const meterPause = 500 * time.Millisecond
 
 func (m *meter) add(n, wire int64) {
+	if n == 0 {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.done += n
@@ -272,7 +285,7 @@ func (m *meter) add(n, wire int64) {
 		return
 	}
 	m.shown = now
-	t := api.Transfer{Region: m.region, Step: "uploading", Done: m.done, Total: m.total, Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
+	t := api.Transfer{Region: m.region, Step: m.step, Done: m.done, Total: m.total, Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
 	if t.Rate > 0 {
 		t.Left = time.Duration(float64(m.total-m.done) / t.Rate * float64(time.Second))
 	}

@@ -76,6 +76,7 @@ type Config struct {
 	Host      Host           // a region's own; nil: its questions are passed on to the regions
 	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
+	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
@@ -100,6 +101,8 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.enrolRoutes()
+	s.hostRoutes()
 	s.poolRoutes()
 	s.environmentRoutes()
 	s.templateRoutes()

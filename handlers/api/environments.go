@@ -64,8 +64,10 @@ type environmentInput struct {
 type newEnvironment struct {
 	Write
 	Body struct {
-		Region string     `json:"region" doc:"id, name or alias"`
-		Spec   graph.Spec `json:"spec"`
+		Region string       `json:"region" doc:"id, name or alias"`
+		Spec   *graph.Spec  `json:"spec,omitempty" doc:"as people write it down; or name and graph"`
+		Name   string       `json:"name,omitempty" doc:"as people call it; with graph"`
+		Graph  *graph.Graph `json:"graph,omitempty" doc:"nodes and edges as they are, for what a specification has no words for"`
 	}
 }
 
@@ -258,8 +260,17 @@ func (s *Server) createEnvironment(ctx context.Context, in *newEnvironment) (Acc
 	if err != nil {
 		return Accepted{}, AcceptedEnvironment{}, err
 	}
-	g := in.Body.Spec.Graph()
-	a, err := s.send(ctx, in.Write, account, events.KindEnvironment, "create", commands.EnvironmentRequest{Name: in.Body.Spec.Name, Region: region, Graph: g})
+	var g graph.Graph
+	name := in.Body.Name
+	switch spec := in.Body.Spec; {
+	case spec != nil && in.Body.Graph == nil && name == "":
+		name, g = spec.Name, spec.Graph()
+	case spec == nil && in.Body.Graph != nil:
+		g = *in.Body.Graph
+	default:
+		return Accepted{}, AcceptedEnvironment{}, problem(http.StatusUnprocessableEntity, "request-invalid", "send a specification, or a name and a graph")
+	}
+	a, err := s.send(ctx, in.Write, account, events.KindEnvironment, "create", commands.EnvironmentRequest{Name: name, Region: region, Graph: g})
 	if err != nil {
 		return a, AcceptedEnvironment{}, err
 	}

@@ -12,8 +12,11 @@ import (
 	"github.com/nats-io/nkeys"
 )
 
-// NotPermitted is an Error's code: the bus does not let this user publish there.
-const NotPermitted Code = "not-permitted"
+// Codes of an Error of a Conn.
+const (
+	NotPermitted   Code = "not-permitted"   // the bus does not let this user publish there
+	ConnectionLost Code = "connection-lost" // while an answer was waited for; whether the request arrived is not known
+)
 
 // Conn is a user's connection. Its RequestMsgWithContext tells at once what the bus does
 // not permit, of which an ordinary client hears no more than a time-out.
@@ -60,11 +63,22 @@ func Connect(url, seed string, options ...nats.Option) (*Conn, error) {
 // InboxOf is the prefix under which the user with this public key gets answers.
 func InboxOf(public string) string { return "_INBOX." + public }
 
-// RequestMsgWithContext sends a request and gives its answer. Errors: *Error with
-// NotPermitted, nats.ErrNoResponders, the context's, the connection's.
+// RequestMsgWithContext sends a request and gives its answer. A connection that
+// breaks meanwhile is told at once: the answer would go to nobody. Errors: *Error
+// with NotPermitted or ConnectionLost, nats.ErrNoResponders, the context's, the
+// connection's.
 func (c *Conn) RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	lost := c.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer c.RemoveStatusListener(lost)
+	go func() {
+		select {
+		case <-lost:
+			cancel(&Error{ConnectionLost, "the connection to the bus was lost while the answer of " + m.Subject + " was waited for", nil})
+		case <-ctx.Done():
+		}
+	}()
 	r := &refusable{cancel}
 	c.mu.Lock()
 	if c.waiting[m.Subject] == nil {

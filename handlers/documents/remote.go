@@ -25,6 +25,9 @@ const (
 // patience bounds one request that a server works on.
 const patience = 10 * time.Second
 
+// answerPatience is how long an answer is waited for; the server gives up before.
+const answerPatience = patience + 5*time.Second
+
 // errorHeader carries the code of an Error; micro's own header carries an HTTP status.
 const errorHeader = "tombolo-error"
 
@@ -96,13 +99,18 @@ func refuse(r micro.Request, err error, log *slog.Logger) error {
 	return r.Error(status, e.Detail, body, micro.WithHeaders(micro.Headers{errorHeader: {string(e.Code)}}))
 }
 
+// Requester asks over the bus: a *bus.Conn, or a *nats.Conn.
+type Requester interface {
+	RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error)
+}
+
 // Remote is the Store at the other end of the bus. It checks what it gets.
-type Remote struct{ conn *nats.Conn }
+type Remote struct{ conn Requester }
 
 var _ Store = (*Remote)(nil)
 
 // NewRemote makes a store over a connection, which is the caller's to close.
-func NewRemote(conn *nats.Conn) *Remote { return &Remote{conn} }
+func NewRemote(conn Requester) *Remote { return &Remote{conn} }
 
 // Put sends the document to be stored.
 func (r *Remote) Put(ctx context.Context, document []byte) (events.Digest, error) {
@@ -141,7 +149,10 @@ func (r *Remote) Signature(ctx context.Context, digest events.Digest) ([]byte, e
 }
 
 func (r *Remote) ask(ctx context.Context, subject string, request []byte) ([]byte, error) {
-	answer, err := r.conn.RequestWithContext(ctx, subject, request)
+	// An answer that got lost must not be waited for without end.
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	answer, err := r.conn.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Data: request})
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", subject, err)
 	}

@@ -29,7 +29,9 @@ type manager struct {
 	store    *projections.Consumer
 
 	mu     sync.Mutex // one event, retry or skip at a time
-	passed int        // events that concerned no row, since the position was stored
+	seen   uint64     // the last event that came by; the stored position is behind it
+	passed int        // by so many events, which concerned no row
+	closed bool
 }
 
 type storedRow struct {
@@ -73,8 +75,11 @@ func newManager(d Definition, j journal.Journal, x *commands.Executor, store *pr
 func (m *manager) handle(ctx context.Context, rec events.Record) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if rec.Sequence <= m.store.Position() {
-		return nil // handled before a restart
+	if m.closed {
+		return errClosed
+	}
+	if rec.Sequence <= max(m.seen, m.store.Position()) {
+		return nil // handled before a restart, or by a retry
 	}
 	view, err := m.store.View()
 	if err != nil {
@@ -87,6 +92,7 @@ func (m *manager) handle(ctx context.Context, rec events.Record) error {
 	}
 	if len(keys) == 0 {
 		if m.passed++; m.passed < passedMost {
+			m.seen = rec.Sequence
 			return nil
 		}
 	}
@@ -118,8 +124,22 @@ func (m *manager) handle(ctx context.Context, rec events.Record) error {
 			c.rows = append(c.rows, row)
 		}
 	}
-	m.passed = 0
-	return m.store.Commit(rec.Sequence, func(b *projections.Batch) error { return m.write(b, c) })
+	if err := m.store.Commit(rec.Sequence, func(b *projections.Batch) error { return m.write(b, c) }); err != nil {
+		return err
+	}
+	m.seen, m.passed = rec.Sequence, 0
+	return nil
+}
+
+var errClosed = errors.New("the process is closed")
+
+// close waits for the event that is being handled and lets no further one in.
+// (Watermill's Close may return while a message that it had just taken is still
+// on its way to the handler.)
+func (m *manager) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
 }
 
 // changes are what becomes of rows.
@@ -256,6 +276,9 @@ var errReached = errors.New("reached")
 func (m *manager) resume(ctx context.Context, key string, skip bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return errClosed
+	}
 	view, err := m.store.View()
 	if err != nil {
 		return err
@@ -275,7 +298,9 @@ func (m *manager) resume(ctx context.Context, key string, skip bool) error {
 	row.Key = key
 	over := false
 	var again *Parked
-	position := m.store.Position()
+	// Also what has come by without concerning the row: it may concern it now,
+	// and does not come again.
+	position := max(m.seen, m.store.Position())
 	err = m.journal.Follow(ctx, p.Sequences[0]-1, func(rec events.Record) error {
 		concerned := slices.Contains(m.Keys(rec, func(name string) []string {
 			if slices.Contains(row.Names, name) {
@@ -319,5 +344,9 @@ func (m *manager) resume(ctx context.Context, key string, skip bool) error {
 	} else {
 		c.unpark = []string{key}
 	}
-	return m.store.Amend(func(b *projections.Batch) error { return m.write(b, c) })
+	write := func(b *projections.Batch) error { return m.write(b, c) }
+	if position > m.store.Position() {
+		return m.store.Commit(position, write) // or a restart would give the row once more what it has reacted to now
+	}
+	return m.store.Amend(write)
 }

@@ -72,6 +72,7 @@ func (r *Runner) fail(log *slog.Logger) func(handler string, err error) {
 // unknown event, a lost stream).
 func (r *Runner) Run(ctx context.Context) error {
 	err := r.router.Run(ctx)
+	r.closeManagers()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return errors.Join(r.stopped, err)
@@ -80,8 +81,19 @@ func (r *Runner) Run(ctx context.Context) error {
 // Running is closed when all processes follow the journal.
 func (r *Runner) Running() <-chan struct{} { return r.router.Running() }
 
-// Close lets every process finish the event it is at.
-func (r *Runner) Close() error { return r.router.Close() }
+// Close lets every process finish the event it is at. Once it has returned, the
+// store may be closed.
+func (r *Runner) Close() error {
+	err := r.router.Close()
+	r.closeManagers()
+	return err
+}
+
+func (r *Runner) closeManagers() {
+	for _, m := range r.managers {
+		m.close()
+	}
+}
 
 // Parked lists what is parked, of all processes.
 func (r *Runner) Parked() ([]Parked, error) {

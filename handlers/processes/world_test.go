@@ -194,7 +194,7 @@ func (w *world) step(i int) {
 	case errors.Is(err, errKilled):
 		x := commands.NewExecutor(w.killer, w.clock)
 		for i, m := range w.managers {
-			m.executor = x
+			m.executor, m.seen, m.passed = x, 0, 0
 			w.cursors[i] = m.store.Position()
 		}
 	case err != nil:

@@ -1,6 +1,7 @@
 package region
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -40,6 +41,7 @@ type Agent struct {
 	transferListener, httpListener net.Listener
 	transferServer                 *transfer.Server
 	uploads                        *uploads
+	exports                        *exports
 	devices                        *devices
 	nudge                          chan struct{} // something changed that the journal does not tell
 	owned                          chan struct{} // closed once the region is this agent's
@@ -70,7 +72,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 			a.Close()
 		}
 	}()
-	for _, d := range []string{"chunks", "reads", "uploads", "environments", "manifests", "scratch"} {
+	for _, d := range []string{"chunks", "reads", "uploads", "exports", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
@@ -83,6 +85,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.store = store
+	if cfg.Store != nil {
+		a.store = cfg.Store(store)
+	}
 	if a.cache, err = chunks.NewCache(a.store, cfg.CacheBytes); err != nil {
 		return nil, err
 	}
@@ -107,6 +112,9 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	if a.devices, err = newDevices(a); err != nil {
+		return nil, err
+	}
+	if a.exports, err = openExports(context.Background(), a); err != nil {
 		return nil, err
 	}
 	return a, a.devices.openAll(context.Background())
@@ -175,17 +183,45 @@ func (a *Agent) takeDir() error {
 	return f.Sync()
 }
 
-// HTTPAddress is where the region answers people.
-func (a *Agent) HTTPAddress() string { return a.httpListener.Addr().String() }
+// HTTPAddress is where people reach the region.
+func (a *Agent) HTTPAddress() string {
+	return cmp.Or(a.cfg.HTTPAdvertise, a.httpListener.Addr().String())
+}
 
-// TransferAddress is where the region answers other regions.
-func (a *Agent) TransferAddress() string { return a.transferListener.Addr().String() }
+// TransferAddress is where other regions reach it.
+func (a *Agent) TransferAddress() string {
+	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
+}
 
-// Owned is closed once Run has made the region this agent's.
-func (a *Agent) Owned() <-chan struct{} { return a.owned }
+// Listens is where the agent listens, whatever it is reached by.
+func (a *Agent) Listens() (http, transfer string) {
+	return a.httpListener.Addr().String(), a.transferListener.Addr().String()
+}
+
+// ID is the agent's id, kept in its data directory.
+func (a *Agent) ID() string { return a.id }
+
+// around tells of a change to the host: call it before, and what it gives after.
+func (a *Agent) around(c Change) func() {
+	if a.cfg.Around == nil {
+		return func() {}
+	}
+	return a.cfg.Around(c)
+}
 
 // Feed is the region's own projections.
 func (a *Agent) Feed() *projections.Feed { return a.feed }
+
+// Ready returns when the region is this agent's and it takes work. Run must have
+// been called.
+func (a *Agent) Ready(ctx context.Context) error {
+	select {
+	case <-a.owned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // Run serves, follows the journal and works until the context ends, or the
 // region is lost to another epoch (stale-epoch).
@@ -194,6 +230,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
+	g.Go(func() error { return a.exports.run(ctx) })
 	g.Go(func() error {
 		err := a.devices.server.ListenAndServe(ctx, a.devices.socket, func() {})
 		return errors.Join(err, ctx.Err())
@@ -227,6 +264,7 @@ func (a *Agent) whenOurs(ctx context.Context, run func(context.Context) error) e
 func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
+	a.exports.register(mux)
 	if a.cfg.HTTP != nil {
 		mux.Handle("/", a.cfg.HTTP(a))
 	}
@@ -251,6 +289,9 @@ func (a *Agent) Close() error {
 	}
 	if a.devices != nil {
 		errs = append(errs, a.devices.close())
+	}
+	if a.exports != nil {
+		errs = append(errs, a.exports.close())
 	}
 	if a.ready != nil {
 		a.ready.close()

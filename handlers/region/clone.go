@@ -45,11 +45,16 @@ func (a *Agent) dropEnvironment(ctx context.Context, id events.EnvironmentID) er
 	if err := os.RemoveAll(a.environmentPath(id, "graph.json")); err != nil {
 		return err
 	}
+	done := a.around(RemoveEnvironment)
 	if err := a.devices.host.Discard(string(id)); err != nil {
 		return err
 	}
 	if err := a.release(ctx, id, nil); err != nil {
 		return err
 	}
-	return os.RemoveAll(a.environmentPath(id))
+	if err := os.RemoveAll(a.environmentPath(id)); err != nil {
+		return err
+	}
+	done()
+	return nil
 }

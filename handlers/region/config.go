@@ -14,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -57,8 +58,11 @@ type Config struct {
 
 	TransferListen string // host:port where other regions pull chunks; port 0 picks one
 	HTTPListen     string // host:port where people ask and send uploads; port 0 picks one
-	// HTTP makes the handler of everything that people may ask the region, from
-	// the agent's own projections; uploads are added by the agent.
+	// The same as others reach them, where that differs from where the agent
+	// listens: on all interfaces, or behind something that forwards.
+	TransferAdvertise, HTTPAdvertise string
+	// HTTP makes the handler of everything that people may ask the region;
+	// uploads are added by the agent.
 	HTTP func(a *Agent) http.Handler
 	// Authorize checks the credential of an upload and gives its account.
 	Authorize func(r *http.Request, feed *projections.Feed) (events.AccountID, error)
@@ -69,6 +73,33 @@ type Config struct {
 
 	Grace      time.Duration // how long something is an orphan before it is reaped; 0: DefaultGrace
 	ScrubEvery time.Duration // how often everything in the store is read back; 0: DefaultScrubEvery
+
+	// For tests that end the agent at every step: Store puts something between
+	// the agent and its chunk store, Around is called before each other change to
+	// the host, and what it gives after it. nil: nothing.
+	Store  func(chunks.Store) chunks.Store
+	Around func(effect Change) func()
+}
+
+// Change names a change to the host beside the chunk store.
+type Change string
+
+// The changes.
+const (
+	CreateVolumes     Change = "create-volumes"
+	FreezeVolumes     Change = "freeze-volumes"
+	RebaseVolumes     Change = "rebase-volumes"
+	KeepOrder         Change = "keep-order"
+	KeepGraph         Change = "keep-graph"
+	KeepManifest      Change = "keep-manifest"
+	RemoveManifest    Change = "remove-manifest"
+	RemoveEnvironment Change = "remove-environment"
+	RemoveUpload      Change = "remove-upload"
+)
+
+// Changes lists them all.
+func Changes() []Change {
+	return []Change{CreateVolumes, FreezeVolumes, RebaseVolumes, KeepOrder, KeepGraph, KeepManifest, RemoveManifest, RemoveEnvironment, RemoveUpload}
 }
 
 // DefaultGrace is how long the janitor looks at an orphan before it reaps it.

@@ -135,22 +135,27 @@ func distance(a, b events.RegionProfile) float64 {
 
 // manifest reads the manifest, from the region itself where it is held already.
 func (j *job) manifest(ctx context.Context) (m graph.Manifest, raw []byte, err error) {
-	raw, err = os.ReadFile(j.agent.manifestPath(j.Order.Manifest))
-	if err != nil || events.DigestOf(raw) != j.Order.Manifest {
-		if raw, err = j.agent.cfg.Documents.Get(ctx, j.Order.Manifest); err != nil {
+	return j.agent.manifest(ctx, j.Order.Manifest)
+}
+
+func (a *Agent) manifest(ctx context.Context, d events.Digest) (m graph.Manifest, raw []byte, err error) {
+	raw, err = os.ReadFile(a.manifestPath(d))
+	if err != nil || events.DigestOf(raw) != d {
+		if raw, err = a.cfg.Documents.Get(ctx, d); err != nil {
 			return m, nil, err
 		}
 	}
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return m, nil, fail("manifest-damaged", "", "manifest %s: %v", j.Order.Manifest, err)
+		return m, nil, fail("manifest-damaged", "", "manifest %s: %v", d, err)
 	}
 	if m.Format != graph.ManifestFormat {
-		return m, nil, fail("manifest-format-unknown", "update the region's agent", "manifest %s is of form %d, this agent reads %d", j.Order.Manifest, m.Format, graph.ManifestFormat)
+		return m, nil, fail("manifest-format-unknown", "update the region's agent", "manifest %s is of form %d, this agent reads %d", d, m.Format, graph.ManifestFormat)
 	}
 	return m, raw, nil
 }
 
 func (j *job) keepManifest(raw []byte) error {
+	defer j.agent.around(KeepManifest)()
 	return writeDurably(j.agent.manifestPath(j.Order.Manifest), raw)
 }
 
@@ -182,6 +187,7 @@ func (j *job) remove(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, ended(err)
 	}
+	defer j.agent.around(RemoveManifest)()
 	if err := os.Remove(j.agent.manifestPath(j.Order.Manifest)); err != nil && !os.IsNotExist(err) {
 		return events.Result{}, err
 	}

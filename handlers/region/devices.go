@@ -75,7 +75,12 @@ func (d *devices) create(ctx context.Context, id events.EnvironmentID, g graph.G
 	for _, disk := range g.Disks() {
 		disks = append(disks, volumes.Disk{Name: disk.Name(), Base: chunks.Digest(disk.Digest), Size: disk.Size})
 	}
-	return d.host.Create(ctx, string(id), disks)
+	done := d.agent.around(CreateVolumes)
+	if err := d.host.Create(ctx, string(id), disks); err != nil {
+		return err
+	}
+	done()
+	return nil
 }
 
 // of gives the open volumes of an environment, in the order of the graph.

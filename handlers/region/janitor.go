@@ -19,9 +19,9 @@ import (
 // Effect is one thing that this agent finds on its host, with the order that
 // it was made for.
 type Effect struct {
-	Kind  string        `json:"kind"` // "root", "hold", "upload", "environment"
+	Kind  string        `json:"kind"` // "root", "hold", "upload", "export", "environment"
 	Name  string        `json:"name"`
-	Owner events.WorkID `json:"owner"`
+	Owner events.WorkID `json:"owner"` // of an export: its own id
 }
 
 // Inventory lists what is really there, from the host alone.
@@ -48,6 +48,13 @@ func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
 	for _, e := range entries {
 		out = append(out, Effect{"upload", e.Name(), events.WorkID(e.Name())})
 	}
+	exports, err := a.exports.kept()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range exports {
+		out = append(out, Effect{"export", id, events.WorkID(id)})
+	}
 	entries, err = os.ReadDir(filepath.Join(a.cfg.Dir, "environments"))
 	if err != nil {
 		return nil, err
@@ -67,7 +74,7 @@ func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
 func orderOf(file []byte) events.WorkID { return events.WorkID(strings.TrimSpace(string(file))) }
 
 // Orphans lists the effects that no order owns: the order is not known, or it
-// was undone or written off.
+// was undone or written off. What an export keeps is its own until it expires.
 func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
 	// The inventory first: what is made after it has its order in the view.
 	effects, err := a.Inventory(ctx)
@@ -88,6 +95,9 @@ func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
 	defer view.Close()
 	var out []Effect
 	for _, e := range effects {
+		if (e.Kind == "export" || e.Kind == "hold") && a.exports.alive(string(e.Owner)) {
+			continue
+		}
 		row, ok, err := projections.WorkOrders{}.Work(view, e.Owner)
 		if err != nil {
 			return nil, err
@@ -201,6 +211,8 @@ func (a *Agent) remove(ctx context.Context, e Effect) (err error) {
 		_, err = a.store.Release(ctx, e.Name)
 	case "upload":
 		err = a.uploads.drop(e.Owner)
+	case "export":
+		err = a.exports.drop(ctx, e.Name)
 	case "environment":
 		err = a.dropEnvironment(ctx, events.EnvironmentID(e.Name))
 	}

@@ -85,9 +85,11 @@ func (j *job) establish(ctx context.Context, g graph.Graph) error {
 	if err := os.MkdirAll(j.agent.environmentPath(id), 0o700); err != nil {
 		return err
 	}
+	done := j.agent.around(KeepOrder)
 	if err := writeDurably(j.agent.environmentPath(id, "order"), []byte(j.Work+"\n")); err != nil {
 		return err
 	}
+	done()
 	if err := j.agent.devices.create(ctx, id, g); err != nil {
 		return err
 	}
@@ -101,6 +103,7 @@ func (a *Agent) keepGraph(id events.EnvironmentID, g graph.Graph) error {
 	if err != nil {
 		return err
 	}
+	defer a.around(KeepGraph)()
 	return writeDurably(a.environmentPath(id, "graph.json"), raw)
 }
 

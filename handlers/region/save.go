@@ -82,11 +82,13 @@ func (j *job) saveDisks(ctx context.Context, id events.EnvironmentID, g *graph.G
 		return result, ended(err)
 	}
 	defer session.Close()
+	done := j.agent.around(FreezeVolumes)
 	moment, err := volumes.Freeze(ctx, open...)
 	if err != nil {
 		return result, err
 	}
 	defer moment.Close()
+	done()
 	stored, err := moment.Ingest(ctx, session, func(p chunks.Progress) {
 		j.progress(Progress{Step: "storing", Done: p.Done, Total: p.Total})
 	})
@@ -114,9 +116,11 @@ func (j *job) rebase(ctx context.Context, id events.EnvironmentID, moment *volum
 	if err := j.agent.protect(ctx, id, orderOf(order), indexesOf(g)); err != nil {
 		return ended(err)
 	}
+	done := j.agent.around(RebaseVolumes)
 	if err := moment.Rebase(ctx); err != nil {
 		return err
 	}
+	done()
 	if err := j.agent.keepGraph(id, g); err != nil {
 		return err
 	}

@@ -97,9 +97,9 @@ func (a *Agent) schedule(ctx context.Context) error {
 // watch tells when the projections have moved.
 func (a *Agent) watch(ctx context.Context, moved chan<- struct{}) {
 	for ctx.Err() == nil {
-		position, err := a.feed.Position("work-orders")
+		position, err := a.feed.Position("work-orders", "regions")
 		if err == nil {
-			err = a.feed.WaitFor(ctx, position+1, "work-orders")
+			err = a.feed.WaitFor(ctx, position+1, "work-orders", "regions")
 		}
 		if err != nil {
 			return // Run learns of it from the feed itself
@@ -121,7 +121,7 @@ func (a *Agent) wake() {
 // reconcile starts and cancels work so that it fits the open orders. The
 // channel says when to look again though nothing has happened.
 func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (<-chan time.Time, error) {
-	view, err := a.feed.Now("work-orders")
+	view, err := a.feed.Now("work-orders", "regions")
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +130,15 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	if err != nil {
 		return nil, err
 	}
+	row, _, err := projections.Regions{}.Region(view, a.cfg.Region)
+	if err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if row.Epoch > a.epoch {
+		return nil, staleEpoch(a.cfg.Region) // one with nothing to do would never hear of it
+	}
 	for id, r := range a.jobs {
 		i := slices.IndexFunc(open, func(o openOrder) bool { return o.Work == id })
 		if i >= 0 && open[i].Undo == r.undo {

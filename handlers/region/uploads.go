@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -46,7 +47,10 @@ func (u *uploads) complete(w events.WorkID, disk string) bool {
 	return err == nil
 }
 
-func (u *uploads) drop(w events.WorkID) error { return os.RemoveAll(u.dir(w)) }
+func (u *uploads) drop(w events.WorkID) error {
+	defer u.agent.around(RemoveUpload)()
+	return os.RemoveAll(u.dir(w))
+}
 
 // problem is an answer of RFC 9457, with our code.
 type problem struct {
@@ -61,6 +65,14 @@ func (p *problem) Error() string { return p.Detail }
 
 func refuse(status int, code, format string, args ...any) *problem {
 	return &problem{Status: status, Title: http.StatusText(status), Detail: fmt.Sprintf(format, args...), Code: code}
+}
+
+func (p *problem) write(w http.ResponseWriter, log *slog.Logger) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(p.Status)
+	if err := json.NewEncoder(w).Encode(p); err != nil {
+		log.Debug("a refusal was not taken", "error", err)
+	}
 }
 
 // upload is one request for one wanted disk.
@@ -79,11 +91,7 @@ func (u *uploads) handle(next func(*http.Request, upload) *problem) http.Handler
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		w.Header().Set("Content-Type", "application/problem+json")
-		w.WriteHeader(p.Status)
-		if err := json.NewEncoder(w).Encode(p); err != nil {
-			u.agent.cfg.Log.Debug("an upload's answer was not taken", "error", err)
-		}
+		p.write(w, u.agent.cfg.Log)
 	}
 }
 

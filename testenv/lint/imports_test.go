@@ -130,6 +130,10 @@ func importDirections(t tree) []string {
 	return out
 }
 
+// outside says that the file tests its package from without: what it imports
+// is no part of the package.
+func outside(f file) bool { return strings.HasSuffix(f.syntax.Name.Name, "_test") }
+
 // libraryOwners reports imports of a library outside the packages that own it.
 func libraryOwners(t tree) []string {
 	var out []string
@@ -138,7 +142,7 @@ func libraryOwners(t tree) []string {
 			target := importPath(spec)
 			for _, o := range owners {
 				within := target == o.library || strings.HasPrefix(target, o.library+"/")
-				if within && !anyMatches(o.dirs, f.dir()) && !f.under("testenv") {
+				if within && !anyMatches(o.dirs, f.dir()) && !f.under("testenv") && !outside(f) {
 					out = append(out, fmt.Sprintf("%s: only %s may import %s: %s",
 						t.at(f, spec.Pos()), strings.Join(o.dirs, ", "), o.library, o.because))
 				}

@@ -20,18 +20,33 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/commands/client"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
-	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
-// agent is a region's agent with its connection to the bus.
-type agent struct {
+// AgentConfig says which region's agent to start, and how.
+type AgentConfig struct {
+	Dir       string // data directory; one process at a time
+	Enrolment Enrolment
+
+	TransferListen, HTTPListen       string // host:port; port 0 picks one
+	TransferAdvertise, HTTPAdvertise string // as others reach it; empty: where it listens
+	LinkBytesPerSecond               int64  // cap for what each link brings in; 0: none
+
+	Version string
+	Log     *slog.Logger // required
+	// Instrument may put something between the agent and what it works with, for
+	// tests that end it there; nil in a product.
+	Instrument func(*region.Config)
+}
+
+// RegionAgent is a region's agent with its connection to the bus.
+type RegionAgent struct {
 	*region.Agent
 	conn *bus.Conn
 }
 
 // Close ends both.
-func (a agent) Close() error {
+func (a *RegionAgent) Close() error {
 	err := a.Agent.Close()
 	a.conn.Close()
 	return err
@@ -42,61 +57,115 @@ func (a agent) Close() error {
 func (p *Program) Devices(id events.RegionID) (string, error) {
 	<-p.agentsOpen
 	for _, a := range p.agents {
-		if served, ok := a.Agent.(agent); ok && a.region == id {
-			return served.Devices(), nil
+		if a.region == id {
+			return a.RegionAgent.Devices(), nil
 		}
 	}
 	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
 }
 
-// openAgent opens the agent of one region in this process. It has the agent's
-// own credential and no more rights than one on another host.
-func (p *Program) openAgent(ctx context.Context, id events.RegionID) (agent, error) {
-	log := p.config.Log.With("part", "agent", "region", id)
-	conn, err := bus.Connect(p.bus.URL(), p.keys.agents[id].Seed, p.bus.InProcess(), nats.Name("agent-"+string(id)))
-	if err != nil {
-		return agent{}, err
-	}
-	a, err := p.composeAgent(ctx, id, conn, log)
-	if err != nil {
-		conn.Close()
-		return agent{}, err
-	}
-	return agent{a, conn}, nil
-}
+// reconnectPause is how long an agent waits between attempts to reach the bus.
+const reconnectPause = 500 * time.Millisecond
 
-func (p *Program) composeAgent(ctx context.Context, id events.RegionID, conn *bus.Conn, log *slog.Logger) (*region.Agent, error) {
-	j, err := journal.Open(ctx, conn.Conn, journal.Options{Registry: events.NewRegistry(), Known: p.journalID})
-	if err != nil {
-		return nil, fmt.Errorf("open the journal for reading: %w", err)
-	}
-	authority, err := trust.OpenAuthority(p.dir("keys"))
+// NewAgent opens the data directory and everything over it, and waits for the
+// bus. Nothing is answered before Run, which goes on through losses of the bus.
+// Errors: *Error, *region.Error, or what lies beneath.
+func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *RegionAgent, err error) {
+	c.Log = c.Log.With("part", "agent", "region", c.Enrolment.Region)
+	options = append([]nats.Option{
+		nats.Name("agent-" + string(c.Enrolment.Region)), nats.ReconnectWait(reconnectPause), nats.RetryOnFailedConnect(true),
+		// A control plane that has just come up may not know its users yet.
+		nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is not reached", "error", err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is lost", "error", err) }),
+		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info("the bus is back") }),
+	}, options...)
+	conn, err := bus.Connect(c.Enrolment.NATS, c.Enrolment.Seed, options...)
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := authority.Region(p.dir("keys"), id)
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	j, err := openRemoteJournal(ctx, conn.Conn, c)
 	if err != nil {
 		return nil, err
 	}
-	docs := documents.NewRemote(conn.Conn)
-	control := client.New(conn, id)
-	return region.Open(region.Config{
-		Dir: p.dir("regions", string(id)), Region: id,
+	certificate, authority, err := c.Enrolment.identity()
+	if err != nil {
+		return nil, err
+	}
+	docs := documents.NewRemote(conn)
+	control := client.New(conn, c.Enrolment.Region)
+	composed := region.Config{
+		Dir: c.Dir, Region: c.Enrolment.Region,
 		Journal: j, Commander: control, Documents: docs,
 		Progress: func(r region.Progress) {
 			if err := control.Progress(r.Account, r.Work, r); err != nil {
-				log.Debug("progress could not be told", "error", err)
+				c.Log.Debug("progress could not be told", "error", err)
 			}
 		},
-		Log:         log,
-		Certificate: certificate, Authority: authority.Pool(),
-		TransferListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
+		Log:         c.Log,
+		Certificate: certificate, Authority: authority,
+		TransferListen: c.TransferListen, HTTPListen: c.HTTPListen,
+		TransferAdvertise: c.TransferAdvertise, HTTPAdvertise: c.HTTPAdvertise,
+		LinkBytesPerSecond: c.LinkBytesPerSecond,
 		HTTP: func(a *region.Agent) http.Handler {
-			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: directory{a.Feed()}, Log: log, Host: a, Now: time.Now,
-				Home: p.Addresses().HTTP, Source: "urn:uuid:" + p.journalID, Version: p.config.Version, Documents: docs})
+			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: directory{a.Feed()}, Log: c.Log, Now: time.Now, Host: a,
+				Home: c.Enrolment.HTTP, Source: "urn:uuid:" + c.Enrolment.Journal, Version: c.Version, Documents: docs})
 		},
 		Authorize: authorize,
-	})
+	}
+	if c.Instrument != nil {
+		c.Instrument(&composed)
+	}
+	a, err := region.Open(composed)
+	if err != nil {
+		return nil, err
+	}
+	return &RegionAgent{a, conn}, nil
+}
+
+// openRemoteJournal opens the journal for reading, as soon as the bus is there.
+func openRemoteJournal(ctx context.Context, conn *nats.Conn, c AgentConfig) (*journal.JetStream, error) {
+	for {
+		within, cancel := context.WithTimeout(ctx, openPatience)
+		j, err := journal.Open(within, conn, journal.Options{Registry: events.NewRegistry(), Known: c.Enrolment.Journal})
+		cancel()
+		switch {
+		case err == nil:
+			return j, nil
+		case errors.Is(err, journal.ErrVanished):
+			return nil, &Error{"journal-unknown", fmt.Sprintf("the control plane at %s is not the one that enrolled this region: %v", c.Enrolment.NATS, err),
+				"ask its administrator for an enrolment"}
+		case errors.Is(err, journal.ErrMismatch):
+			return nil, err
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		}
+		c.Log.Warn("the agent waits for the control plane", "at", c.Enrolment.NATS, "error", err)
+		select {
+		case <-time.After(reconnectPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// openPatience is how long one attempt to open the journal from afar may take.
+const openPatience = 5 * time.Second
+
+// openAgent opens the agent of one region in this process. It has the agent's
+// own credential and no more rights than one on another host.
+func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAgent, error) {
+	e, err := p.enrolment(id, p.keys.agents[id])
+	if err != nil {
+		return nil, err
+	}
+	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
+		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
 }
 
 // authorize reads the bearer token of an upload and gives the account it acts

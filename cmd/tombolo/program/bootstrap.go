@@ -32,7 +32,7 @@ func openKeys(dir string, regions []string) (keyring, error) {
 	ring.administrator = open(key{Account: events.None, User: "administrator", Role: events.Administrator})
 	ring.operator = open(key{Account: defaultAccount, User: "operator", Role: events.Operator})
 	for _, r := range regions {
-		ring.agents[events.RegionID(r)] = open(key{Account: events.None, User: events.UserID("agent-" + r), Role: events.Agent, Region: events.RegionID(r)})
+		ring.agents[events.RegionID(r)] = open(agentKey(events.RegionID(r)))
 	}
 	return ring, errors.Join(errs...)
 }

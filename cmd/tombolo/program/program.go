@@ -39,16 +39,13 @@ type Config struct {
 	HTTP    string   // host:port; port 0 picks one
 	NATS    string   // host:port; port 0 picks one
 	Regions []string // whose agents run in this process; empty: those that were there before
+	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
 	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
 	Version string
 	Log     *slog.Logger // required
-}
-
-// Agent is a region's agent as the program runs it.
-type Agent interface {
-	Owned() <-chan struct{} // closed once the region is its own
-	Run(ctx context.Context) error
-	Close() error
+	// Journal may put something between those who append and the journal, for
+	// tests that end the program there; nil in a product.
+	Journal func(journal.Journal) journal.Journal
 }
 
 // Program is a composed server.
@@ -79,7 +76,7 @@ type Program struct {
 
 type namedAgent struct {
 	region events.RegionID
-	Agent
+	*RegionAgent
 }
 
 // Addresses is where a program can be reached.
@@ -182,7 +179,7 @@ func (p *Program) lockDir() error {
 
 // chooseRegions takes the regions named, or those that the directory has.
 func (p *Program) chooseRegions() error {
-	if len(p.config.Regions) == 0 {
+	if len(p.config.Regions) == 0 && !p.config.Alone {
 		entries, err := os.ReadDir(p.dir("regions"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -191,7 +188,7 @@ func (p *Program) chooseRegions() error {
 			p.config.Regions = append(p.config.Regions, e.Name())
 		}
 	}
-	if len(p.config.Regions) == 0 {
+	if len(p.config.Regions) == 0 && !p.config.Alone {
 		p.config.Regions = DefaultRegions()
 	}
 	for i, r := range p.config.Regions {
@@ -200,6 +197,9 @@ func (p *Program) chooseRegions() error {
 		}
 		if slices.Contains(p.config.Regions[:i], r) {
 			return &Error{"region-invalid", fmt.Sprintf("region %s is named twice", r), "--regions beijing,sydney,chicago"}
+		}
+		if p.config.Alone {
+			continue
 		}
 		if err := os.MkdirAll(p.dir("regions", r), 0o700); err != nil {
 			return err
@@ -245,7 +245,11 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if p.journalID, _, err = journal.MarkerFile(p.dir("journal-id")); err != nil {
 		return err
 	}
-	p.executor = commands.NewExecutor(p.journal, time.Now)
+	var appended journal.Journal = p.journal
+	if p.config.Journal != nil {
+		appended = p.config.Journal(p.journal)
+	}
+	p.executor = commands.NewExecutor(appended, time.Now)
 	return nil
 }
 
@@ -280,6 +284,10 @@ func (p *Program) openAgents(ctx context.Context) error {
 	if err := p.feed.WaitFor(ctx, p.bootstrapped); err != nil {
 		return err
 	}
+	defer close(p.agentsOpen)
+	if p.config.Alone {
+		return nil
+	}
 	for _, r := range p.config.Regions {
 		a, err := p.openAgent(ctx, events.RegionID(r))
 		if err != nil {
@@ -288,7 +296,6 @@ func (p *Program) openAgents(ctx context.Context) error {
 		p.agents = append(p.agents, namedAgent{events.RegionID(r), a})
 		p.opened(a.Close)
 	}
-	close(p.agentsOpen)
 	return nil
 }
 
@@ -395,7 +402,7 @@ func (p *Program) Ready(ctx context.Context) error {
 		return err
 	}
 	for _, a := range p.agents {
-		if err := wait(a.Owned()); err != nil {
+		if err := a.Ready(ctx); err != nil {
 			return err
 		}
 	}

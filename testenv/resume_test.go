@@ -1,0 +1,217 @@
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const mib = 1 << 20
+
+// TestCopyLife is the main job over processes: made, saved, held verified in
+// three regions, replaced after a machine has written, deleted.
+func TestCopyLife(t *testing.T) {
+	t.Parallel()
+	w := New(t, realProgram(t), Options{})
+	w.Pools(16)
+	env := w.Create("shop", "beijing", Disk(1, 4*mib))
+	number, operation := w.Save(env, "Shop", "beijing", "chicago", "sydney")
+	w.Done(operation)
+	w.Verified(number, 1, "beijing", "chicago", "sydney")
+	w.Region("beijing").WriteDisk(env, "web/root", Disk(2, 1*mib), 2*mib)
+	w.Done(w.Replace(number, env))
+	w.Verified(number, 2, "beijing", "chicago", "sydney")
+	w.Clean()
+}
+
+// copying starts a template in two regions over a slow link, and returns once so
+// many bytes of the copy have passed.
+func copying(t *testing.T, w *World, size, passed int) (env, number, operation string) {
+	t.Helper()
+	w.Pools(8)
+	env = w.Create("shop", "beijing", Disk(7, size))
+	link := w.Region("beijing").Transfer
+	link.Slow(int64(size) / 2)
+	mark := link.Passed(int64(passed))
+	number, operation = w.Save(env, "Shop", "beijing", "sydney")
+	await(t, w.Context(), "the copy does not get going", mark)
+	return env, number, operation
+}
+
+// copiedOnce demands that the template is held in both regions, that hardly a
+// byte was fetched twice, and that no address was taken twice.
+func copiedOnce(t *testing.T, w *World, number, operation string, size int) {
+	t.Helper()
+	w.Region("beijing").Transfer.Slow(0)
+	w.Done(operation)
+	w.Verified(number, 1, "beijing", "sydney")
+	if got, most := w.Region("beijing").Transfer.Down(), int64(size)*11/10; got > most || got < int64(size) {
+		t.Errorf("%d bytes came over the link for %d bytes of incompressible disk: want no more than %d", got, size, most)
+	}
+	if p := w.PoolOf("sydney"); p.Reserved != 1 || p.Bound != 0 {
+		t.Errorf("one instance holds one address: %+v", p)
+	}
+	if p := w.PoolOf("beijing"); p.Reserved != 1 || p.Bound != 1 {
+		t.Errorf("one instance and one environment hold an address each: %+v", p)
+	}
+	done := 0
+	for _, f := range w.Facts(1, "work.done") {
+		if strings.Contains(f.Subject, ".sydney.") {
+			done++
+		}
+	}
+	if done != 1 {
+		t.Errorf("the copy was reported done %d times", done)
+	}
+	w.Clean()
+}
+
+// TestCopyAgentKilledGoesOn: capability 100, R10: what was fetched before a kill
+// is not fetched again.
+func TestCopyAgentKilledGoesOn(t *testing.T) {
+	t.Parallel()
+	const size = 24 * mib
+	w := New(t, realProgram(t), Options{Regions: []string{"beijing", "sydney"}})
+	_, number, operation := copying(t, w, size, size/2)
+	w.Region("sydney").Process.Kill()
+	w.Region("sydney").Start()
+	copiedOnce(t, w, number, operation, size)
+}
+
+// TestCopyLinkCutGoesOn: the link breaks at 60 % and comes back.
+func TestCopyLinkCutGoesOn(t *testing.T) {
+	t.Parallel()
+	const size = 24 * mib
+	w := New(t, realProgram(t), Options{Regions: []string{"beijing", "sydney"}})
+	_, number, operation := copying(t, w, size, size*6/10)
+	w.Region("beijing").Transfer.Cut()
+	// The agent notices, and its next try fails as well, before the link is back.
+	refused := w.Region("beijing").Transfer.Refused(2)
+	await(t, w.Context(), "nobody tries the link again", refused)
+	w.Region("beijing").Transfer.Heal()
+	copiedOnce(t, w, number, operation, size)
+}
+
+// TestCopyPausedPastTakeover: an agent stands still in the middle of a copy,
+// another one takes its region over and finishes, and the first wakes up.
+func TestCopyPausedPastTakeover(t *testing.T) {
+	t.Parallel()
+	const size = 12 * mib
+	w := New(t, realProgram(t), Options{Regions: []string{"beijing", "sydney"}})
+	_, number, operation := copying(t, w, size, size/2)
+	sydney := w.Region("sydney")
+	sleeper := sydney.Process
+	sleeper.Pause()
+	second := filepath.Join(w.Dir, "sydney-2")
+	if out, err := exec.Command("cp", "-a", sydney.Dir, second).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, own := range []string{"agent-id", "nbd.sock"} {
+		if err := os.Remove(filepath.Join(second, own)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	// Another agent is refused, and says who it is.
+	refused := sydney.Launch(second)
+	if code := refused.Exit(w.Context()); code != 1 || !strings.Contains(refused.Log(), "region-owned-by-another-agent") {
+		t.Fatalf("exit %d: %s", code, refused.Log())
+	}
+	id, err := os.ReadFile(filepath.Join(second, "agent-id"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := w.CLI(realProgram(t).Path, "region", "takeover", "sydney", "--agent", strings.TrimSpace(string(id))); r.Exit != 0 {
+		t.Fatalf("takeover: %+v", r)
+	}
+	sydney.Launch(second)
+	sydney.Ready()
+	w.Region("beijing").Transfer.Slow(0)
+	w.Done(operation)
+	before := w.Verified(number, 1, "beijing", "sydney")
+	sleeper.Resume()
+	if code := sleeper.Exit(w.Context()); code != 1 || !strings.Contains(sleeper.Log(), "stale-epoch") {
+		t.Fatalf("the one that was taken over: exit %d: %s", code, sleeper.Log())
+	}
+	after := w.Verified(number, 1, "beijing", "sydney")
+	if JSON(before.Regions) != JSON(after.Regions) {
+		t.Errorf("the one that woke up changed something:\n%s\n%s", JSON(before), JSON(after))
+	}
+	w.Clean()
+}
+
+// TestCopyRegionUnreachable: R12, R27: a region that cannot be reached is
+// pending, keeps nobody else waiting, and gets its copy when it is back; a
+// replacement under "all" waits for it.
+func TestCopyRegionUnreachable(t *testing.T) {
+	t.Parallel()
+	w := New(t, realProgram(t), Options{})
+	w.Pools(8)
+	env := w.Create("shop", "beijing", Disk(3, mib))
+	w.Region("sydney").Bus.Cut()
+	number, operation := w.Save(env, "Shop", "beijing", "chicago", "sydney")
+	of := func(at Where, region string, version int) WhereRegion {
+		for _, r := range at.Regions {
+			if r.Region == region && r.Version == version {
+				return r
+			}
+		}
+		return WhereRegion{}
+	}
+	at := w.Until(number, "chicago has no copy", func(at Where) bool { return of(at, "chicago", 1).Verified })
+	if s := of(at, "sydney", 1); !s.Wanted || s.Observed || s.Verified || at.Active != 1 {
+		t.Errorf("sydney cannot be reached: %s", JSON(at))
+	}
+	w.Region("sydney").Bus.Heal()
+	w.Done(operation)
+	w.Verified(number, 1, "beijing", "chicago", "sydney")
+
+	w.Region("sydney").Bus.Black()
+	w.Region("beijing").WriteDisk(env, "web/root", Disk(4, 64<<10), 128<<10)
+	operation = w.Replace(number, env)
+	at = w.Until(number, "chicago has no copy of version 2", func(at Where) bool { return of(at, "chicago", 2).Verified })
+	if at.Active != 1 {
+		t.Errorf("the reference moved before sydney had version 2: %s", JSON(at))
+	}
+	w.Region("sydney").Bus.Heal()
+	w.Done(operation)
+	w.Verified(number, 2, "beijing", "chicago", "sydney")
+	w.Clean()
+}
+
+// TestCopiesOverlapInTime: capability 16: the regions copy side by side.
+func TestCopiesOverlapInTime(t *testing.T) {
+	t.Parallel()
+	w := New(t, realProgram(t), Options{})
+	w.Pools(8)
+	env := w.Create("shop", "beijing", Disk(5, 8*mib))
+	w.Region("beijing").Transfer.Slow(2 * mib)
+	number, operation := w.Save(env, "Shop", "beijing", "chicago", "sydney")
+	w.Done(operation)
+	w.Verified(number, 1, "beijing", "chicago", "sydney")
+	first, last := map[string]uint64{}, map[string]uint64{}
+	for _, f := range w.Facts(1, "work.started", "work.done") {
+		region := strings.Split(f.Subject, ".")[1]
+		if f.Type == "work.started" && region != "beijing" {
+			first[region] = f.Sequence
+		} else {
+			last[region] = f.Sequence
+		}
+	}
+	if !(first["chicago"] < last["sydney"] && first["sydney"] < last["chicago"]) {
+		t.Errorf("the copies came one after the other: started %v, done %v", first, last)
+	}
+}
+
+// TestServerRestartsUnderAgents: agents and their work go on when the control
+// plane is killed and comes back, and its clients find their operation.
+func TestServerRestartsUnderAgents(t *testing.T) {
+	t.Parallel()
+	const size = 12 * mib
+	w := New(t, realProgram(t), Options{Regions: []string{"beijing", "sydney"}})
+	_, number, operation := copying(t, w, size, size/2)
+	w.Server.Kill()
+	w.StartServer()
+	copiedOnce(t, w, number, operation, size)
+}
