@@ -374,7 +374,7 @@ func (t *TemplateRow) fold(r events.Record, fact events.TemplateEvent) error {
 	case events.TemplateDeleted:
 		t.Gone = stored(r)
 	default:
-		return fmt.Errorf("the catalogue does not know %s", fact.EventType())
+		return fmt.Errorf("the catalogue does not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }
@@ -455,7 +455,7 @@ func (i *InstanceRow) fold(r events.Record, fact events.InstanceEvent) error {
 		i.Mapped, i.Lost, i.Removed = false, e.Lost, stored(r)
 		i.become(ConditionRemoved, nil)
 	default:
-		return fmt.Errorf("the catalogue does not know %s", fact.EventType())
+		return fmt.Errorf("the catalogue does not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }
