@@ -8,12 +8,17 @@ TEST_TOOLS = \
 	npm=npm \
 	nbdinfo=libnbd-bin \
 	openssl=openssl \
+	virt-v2v=virt-v2v \
 	rsync=rsync
+
+# What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
+BENCH_TOOLS = $(TEST_TOOLS) ip=iproute2 tc=iproute2 casync=casync
+REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap e2fsck=e2fsprogs cmp=diffutils
 
 # Debian keeps mkfs and its like where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help build test race lint fmt generate go tools
+.PHONY: help build test race bench real lint fmt generate go tools
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +32,14 @@ test: go tools ## install what the tests need beyond Go (root on Debian), then v
 
 race: go tools ## test everything under the race detector (needs a C compiler)
 	go test -race ./...
+
+bench: go ## measure against limits and peers, write docs/benchmarks.md; fails where a goal is missed (root, a quarter of an hour)
+	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(BENCH_TOOLS)"
+	go run ./testenv/bench
+
+real: go ## three real Debian disks through save, copies and replacement, write docs/real-disks.md (root, a mirror)
+	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(REAL_TOOLS)"
+	go run ./testenv/real
 
 lint: go ## check the rules of the house only: import directions, vet, staticcheck, documents
 	go test ./testenv/lint

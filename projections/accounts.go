@@ -77,7 +77,7 @@ func (Accounts) Apply(w *Batch, r events.Record) error {
 	case events.UserRemoved:
 		err = users.Delete(w, string(account), string(e.User))
 	default:
-		err = fmt.Errorf("accounts do not know %s", fact.EventType())
+		err = fmt.Errorf("accounts do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	if err != nil {
 		return err

@@ -19,10 +19,10 @@ import (
 //	catalogue.template.region    <account> <region> <account> <number>            live ones, by wanted region
 //	catalogue.version            <number> <version>                               → VersionRow
 //	catalogue.version.manifest   <account> <digest> <number> <version>
-//	catalogue.instance           <instance id>                                    → InstanceRow, removed ones too
-//	catalogue.instance.where     <account> <number> <region> <version> <instance id>
-//	catalogue.instance.region    <region> <account> <instance id>                 not removed
-//	catalogue.instance.slot      <account> <region> <slot> <instance id>
+//	catalogue.placed-instance    <account> <number> <region> <version> <instance id> → InstanceRow, removed ones too
+//	catalogue.place              <instance id>                                    → placeRow
+//	catalogue.placed-instance.region  <region> <account> <key of the instance>         not removed
+//	catalogue.placed-instance.slot    <account> <region> <slot> <key of the instance>
 //	catalogue.map                <instance id>                                    → MapRow
 //	catalogue.copy               <work id>                                        → copyRow
 //
@@ -191,6 +191,30 @@ type MapRow struct {
 	Map      []events.Substitution `json:"map"`
 }
 
+// placeRow says where an instance's row is: beside those of its template, so
+// that asking where a template is reads one stretch of rows.
+type placeRow struct {
+	ID       events.InstanceID `json:"instance_id"`
+	Account  events.AccountID  `json:"account"`
+	Template events.TemplateID `json:"template"`
+	Region   events.RegionID   `json:"region"`
+	Version  int               `json:"version"`
+}
+
+func (p placeRow) key() Key {
+	return Key{string(p.Account), string(p.Template), string(p.Region), Number(uint64(p.Version)), string(p.ID)}
+}
+
+// instanceKey gives the key of an instance's row, or one of no row if there is
+// no such instance.
+func instanceKey(r Reader, id string) (Key, error) {
+	p, ok, err := instancePlaces.Get(r, id)
+	if err != nil || !ok {
+		return Key{id}, err
+	}
+	return p.key(), nil
+}
+
 // copyRow says which instance a copy order is for.
 type copyRow struct {
 	Work     events.WorkID     `json:"work"`
@@ -228,9 +252,6 @@ var (
 	versions = NewTable("catalogue", "version", func(v VersionRow) Key { return versionKey(string(v.Template), v.Version) },
 		versionManifests)
 
-	instancesWhere = NewIndex("where", func(i InstanceRow) []Key {
-		return []Key{{string(i.Account), string(i.Template), string(i.Region), Number(uint64(i.Version))}}
-	})
 	instancesRegion = NewIndex("region", func(i InstanceRow) []Key {
 		if i.Condition == ConditionRemoved {
 			return nil
@@ -240,8 +261,11 @@ var (
 	instancesSlot = NewIndex("slot", func(i InstanceRow) []Key {
 		return []Key{{string(i.Account), string(i.Region), i.slot()}}
 	})
-	instances = NewTable("catalogue", "instance", func(i InstanceRow) Key { return Key{string(i.ID)} },
-		instancesWhere, instancesRegion, instancesSlot)
+	instances = NewTable("catalogue", "placed-instance", func(i InstanceRow) Key {
+		return placeRow{i.ID, i.Account, i.Template, i.Region, i.Version}.key()
+	},
+		instancesRegion, instancesSlot)
+	instancePlaces = NewTable("catalogue", "place", func(p placeRow) Key { return Key{string(p.ID)} })
 
 	instanceMaps = NewTable("catalogue", "map", func(m MapRow) Key { return Key{string(m.Instance)} })
 	copies       = NewTable("catalogue", "copy", func(c copyRow) Key { return Key{string(c.Work)} })
@@ -257,7 +281,7 @@ func (Catalogue) Shape() int { return 2 }
 
 // Tables of the catalogue.
 func (Catalogue) Tables() []Described {
-	return []Described{templates, versions, instances, instanceMaps, copies}
+	return []Described{templates, versions, instances, instancePlaces, instanceMaps, copies}
 }
 
 // Apply folds the facts of templates and instances, and of the work that copies.
@@ -350,7 +374,7 @@ func (t *TemplateRow) fold(r events.Record, fact events.TemplateEvent) error {
 	case events.TemplateDeleted:
 		t.Gone = stored(r)
 	default:
-		return fmt.Errorf("the catalogue does not know %s", fact.EventType())
+		return fmt.Errorf("the catalogue does not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }
@@ -364,6 +388,10 @@ func (t *TemplateRow) unstage(version int) {
 func (Catalogue) instance(w *Batch, r events.Record, fact events.InstanceEvent) error {
 	switch e := fact.(type) {
 	case events.CopyWanted:
+		place := placeRow{events.InstanceID(r.Aggregate.ID), r.Aggregate.Account, e.Template, r.Aggregate.Region, e.Version}
+		if err := create(instancePlaces, w, r, place); err != nil {
+			return err
+		}
 		return create(instances, w, r, InstanceRow{ID: events.InstanceID(r.Aggregate.ID), Account: r.Aggregate.Account, Region: r.Aggregate.Region,
 			Template: e.Template, Version: e.Version, Manifest: e.Manifest, Bytes: e.Bytes, Wanted: !e.Cached, WantedBy: evidence(r),
 			Cached: e.Cached, Inherits: e.Inherits, Attempt: 1, Operation: e.Operation, Created: stored(r), Revision: r.Revision})
@@ -376,11 +404,15 @@ func (Catalogue) instance(w *Batch, r events.Record, fact events.InstanceEvent) 
 			return err
 		}
 	}
+	key, err := instanceKey(w, r.Aggregate.ID)
+	if err != nil {
+		return err
+	}
 	var unknown error
-	err := instances.Change(w, func(i *InstanceRow) {
+	err = instances.Change(w, func(i *InstanceRow) {
 		i.Revision = r.Revision
 		unknown = i.fold(r, fact)
-	}, r.Aggregate.ID)
+	}, key...)
 	if unknown != nil {
 		return unknown
 	}
@@ -423,7 +455,7 @@ func (i *InstanceRow) fold(r events.Record, fact events.InstanceEvent) error {
 		i.Mapped, i.Lost, i.Removed = false, e.Lost, stored(r)
 		i.become(ConditionRemoved, nil)
 	default:
-		return fmt.Errorf("the catalogue does not know %s", fact.EventType())
+		return fmt.Errorf("the catalogue does not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }
@@ -459,7 +491,11 @@ func (Catalogue) work(w *Batch, r events.Record, fact events.WorkEvent) error {
 		return err
 	}
 	// No aggregate guards that the instance of an order exists.
-	i, ok, err := instances.Get(w, string(c.Instance))
+	key, err := instanceKey(w, string(c.Instance))
+	if err != nil {
+		return err
+	}
+	i, ok, err := instances.Get(w, key...)
 	if err != nil || !ok || i.Observed == observed || i.Condition == ConditionRemoved || observed && i.Condition == ConditionRemoving {
 		return err
 	}

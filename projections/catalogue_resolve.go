@@ -289,7 +289,7 @@ func (c Catalogue) byLocation(r Reader, account events.AccountID, ref, place str
 		return Resolved{}, err
 	}
 	if t.Active > 0 {
-		page, err := instances.Scan(r, Query[InstanceRow]{By: instancesWhere, Prefix: Key{string(account), number, region, Number(uint64(t.Active))}, Limit: 1})
+		page, err := instances.Scan(r, Query[InstanceRow]{Prefix: Key{string(account), number, region, Number(uint64(t.Active))}, Limit: 1})
 		if err != nil {
 			return Resolved{}, err
 		}

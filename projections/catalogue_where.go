@@ -91,7 +91,11 @@ func (c Catalogue) Instances(r Reader, account events.AccountID, number events.T
 
 // Instance gives one instance; false if there is none with that id.
 func (c Catalogue) Instance(r Reader, id events.InstanceID) (Instance, bool, error) {
-	row, ok, err := instances.Get(r, string(id))
+	key, err := instanceKey(r, string(id))
+	if err != nil {
+		return Instance{}, false, err
+	}
+	row, ok, err := instances.Get(r, key...)
 	if err != nil || !ok {
 		return Instance{}, false, err
 	}
@@ -110,7 +114,7 @@ func (Catalogue) Map(r Reader, id events.InstanceID) ([]events.Substitution, boo
 }
 
 // HeldIn gives the instances in a region that are not removed, by account and
-// instance id, a page at a time; only those of an account if that is not empty.
+// template, a page at a time; only those of an account if that is not empty.
 func (Catalogue) HeldIn(r Reader, region events.RegionID, account events.AccountID, limit int, resume string) (Page[InstanceRow], error) {
 	prefix := Key{string(region)}
 	if account != "" {
@@ -268,7 +272,7 @@ func (Catalogue) standing(r Reader, account events.AccountID, number events.Temp
 		}
 		s.versions[v.Version] = v
 	}
-	s.instances, err = gather(instances, r, Query[InstanceRow]{By: instancesWhere, Prefix: Key{string(account), string(number)}})
+	s.instances, err = gather(instances, r, Query[InstanceRow]{Prefix: Key{string(account), string(number)}})
 	return s, err
 }
 

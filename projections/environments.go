@@ -153,7 +153,7 @@ func (e *EnvironmentRow) fold(r events.Record, fact events.EnvironmentEvent) err
 	case events.EnvironmentDeleted:
 		e.State, e.Gone = EnvironmentDeleted, stored(r)
 	default:
-		return fmt.Errorf("environments do not know %s", fact.EventType())
+		return fmt.Errorf("environments do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }

@@ -382,7 +382,7 @@ func (Operations) work(w *Batch, r events.Record, fact events.WorkEvent) error {
 	case events.WorkWrittenOff:
 		return change(w, r, become(WorkStateWrittenOff, &e.Why))
 	}
-	return fmt.Errorf("operations do not know %s", fact.EventType())
+	return fmt.Errorf("operations do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 }
 
 // asked folds what people asked of an operation, and how it ended. One that no
@@ -404,7 +404,7 @@ func (Operations) asked(w *Batch, r events.Record, fact events.OperationEvent) e
 	case events.OperationFinished:
 		row.State, row.Cause, row.Ended = OperationState(e.Outcome), e.Cause, stored(r)
 	default:
-		return fmt.Errorf("operations do not know %s", fact.EventType())
+		return fmt.Errorf("operations do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return operations.Put(w, row)
 }

@@ -201,7 +201,7 @@ func (f *poolFold) fold(row *PoolRow, fact events.PoolEvent) error {
 		f.reserved--
 		return leases.Delete(f.w, string(e.Lease))
 	}
-	return fmt.Errorf("pools do not know %s", fact.EventType())
+	return fmt.Errorf("pools do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 }
 
 func sizeOf(e events.RangeAdded) int {

@@ -94,7 +94,7 @@ func (Regions) Apply(w *Batch, r events.Record) error {
 		case events.RegionRetired:
 			row.State, row.Operation, row.Lost = RegionRetired, e.Operation, e.Lost
 		default:
-			unknown = fmt.Errorf("regions do not know %s", fact.EventType())
+			unknown = fmt.Errorf("regions do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 		}
 	}, r.Aggregate.ID)
 	if unknown != nil {

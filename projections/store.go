@@ -26,7 +26,7 @@ const formatFile = "FORMAT"
 // Options bound a store; the zero value has the defaults. The memory of a store
 // is about CacheBytes, three times MemTableBytes, and four times BatchBytes for
 // the feed (the rows of a batch and of the one before, the Pebble batch made of
-// them, the events) and as much again for all builds together: 288 MiB, and 352
+// them, the events) and as much again for all builds together: 224 MiB, and 288
 // while something is built. Beside that are the pumpLength events on their way
 // to each, and while something is built the feed's last tailEvents events.
 type Options struct {

@@ -147,7 +147,7 @@ func (o *WorkRow) fold(r events.Record, fact events.WorkEvent) error {
 	case events.WorkWrittenOff:
 		become(WorkStateWrittenOff, &e.Why)
 	default:
-		return fmt.Errorf("work orders do not know %s", fact.EventType())
+		return fmt.Errorf("work orders do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ func phases() []string { return []string{"create", "save", "replace", "cancel", 
 func TestFailureMatrix(t *testing.T) {
 	t.Parallel()
 	kind := ending{t.TempDir()}
-	w := New(t, kind, Options{Regions: []string{"beijing", "sydney"}, Timeout: 3 * time.Minute})
+	w := New(t, kind, Options{Regions: []string{"beijing", "sydney"}, Timeout: 5 * time.Minute})
 	w.Pools(8)
 	processes := append(w.Regions(), "server")
 	arm := func(phase string) {

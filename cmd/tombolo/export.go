@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,11 +47,17 @@ type writtenDisk struct {
 }
 
 // target is where an export goes, and how.
-type target struct{ to, format string }
+type target struct {
+	to, format       string
+	key, certificate string // files; of ovf and ova
+	options          ovf.WriteOptions
+}
 
 func (t *target) flags(c *cobra.Command) {
 	c.Flags().StringVar(&t.to, "to", "", "folder, or archive for ova")
 	c.Flags().StringVar(&t.format, "format", "", "raw (a sparse image for each disk, the graph, and a file for env create), ovf or ova; ova if --to ends so, else raw")
+	c.Flags().StringVar(&t.key, "key", "", "PEM file with the private key (RSA or ECDSA) that signs an ovf or ova")
+	c.Flags().StringVar(&t.certificate, "certificate", "", "PEM file with the key's certificate and those that vouch for it")
 }
 
 func (t *target) check(verb string) error {
@@ -66,9 +75,41 @@ func (t *target) check(verb string) error {
 	case (t.format == "ova") != isArchive:
 		return usage("--format %s and --to %s do not go together: an archive's name ends in .ova, a folder's does not", t.format, t.to)
 	}
+	if err := t.sign(); err != nil {
+		return err
+	}
 	var err error
 	t.to, err = filepath.Abs(t.to)
 	return err
+}
+
+// sign reads what packages are signed with, if they are to be.
+func (t *target) sign() error {
+	switch {
+	case t.key == "" && t.certificate == "":
+		return nil
+	case t.key == "" || t.certificate == "":
+		return usage("--key and --certificate belong together")
+	case t.format == "raw":
+		return usage("only ovf and ova can be signed")
+	}
+	pair, err := tls.LoadX509KeyPair(t.certificate, t.key)
+	if err != nil {
+		return fail(exitError, "signer-unusable", "the key and its certificate cannot be used: %v", err)
+	}
+	signer, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok {
+		return fail(exitError, "signer-unusable", "%s is no key that signs", t.key)
+	}
+	t.options.Signer = signer
+	for _, der := range pair.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fail(exitError, "signer-unusable", "%s: %v", t.certificate, err)
+		}
+		t.options.Chain = append(t.options.Chain, c)
+	}
+	return nil
 }
 
 func (a *app) envExport() *cobra.Command {
@@ -186,7 +227,7 @@ func (c *client) export(ctx context.Context, at string, ask region.ExportRequest
 		for disk, d := range open {
 			content[disk] = d
 		}
-		err = ovf.Write(ctx, t.to, e.Graph, content, ovf.WriteOptions{})
+		err = ovf.Write(ctx, t.to, e.Graph, content, t.options)
 	}
 	if err != nil {
 		return err

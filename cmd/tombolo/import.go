@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,11 +23,22 @@ type brought struct {
 	graph    graph.Graph
 	disks    map[string]diskSource
 	findings []graph.Finding
+	signer   *signedBy
 	close    func() error
 }
 
+// signedBy is who signed a package's manifest.
+type signedBy struct {
+	Subject     string    `json:"subject"`
+	Issuer      string    `json:"issuer"`
+	Fingerprint string    `json:"fingerprint"` // SHA-256 of the certificate, in hexadecimal
+	NotBefore   time.Time `json:"not_before"`
+	NotAfter    time.Time `json:"not_after"`
+	Trusted     bool      `json:"trusted"`
+}
+
 func (a *app) envImport(one shape) *cobra.Command {
-	var at, name string
+	var at, name, roots string
 	c := a.verb("import FILE --region R", "Make an environment of an OVF package, a disk image, or a folder that env export wrote", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if at == "" {
 			return usage("env import needs --region")
@@ -39,14 +52,21 @@ func (a *app) envImport(one shape) *cobra.Command {
 				return err
 			}
 		}
-		from, err := a.bring(ctx, args[0])
+		trusted, err := trustedRoots(roots)
+		if err != nil {
+			return err
+		}
+		from, err := a.bring(ctx, args[0], trusted)
 		if err != nil {
 			return err
 		}
 		defer from.close()
 		a.findings(from.findings)
+		if s := from.signer; s != nil {
+			a.say("signed by %s (SHA-256 of the certificate %s)", s.Subject, s.Fingerprint)
+		}
 		if a.dryRun {
-			b, err := json.Marshal(map[string]any{"graph": from.graph, "findings": from.findings})
+			b, err := json.Marshal(map[string]any{"graph": from.graph, "findings": from.findings, "signer": from.signer})
 			if err != nil {
 				return err
 			}
@@ -56,6 +76,7 @@ func (a *app) envImport(one shape) *cobra.Command {
 	})
 	c.Flags().StringVar(&at, "region", "", "where it is made")
 	c.Flags().StringVar(&name, "name", "", "its name; the file's own if none is given")
+	c.Flags().StringVar(&roots, "trust", "", "PEM file with the certificates that must vouch for a package's signer; without it a signature must be right, and the signer is named")
 	return c
 }
 
@@ -72,24 +93,85 @@ func nameOf(path string) (string, error) {
 	return strings.TrimSuffix(base, filepath.Ext(base)), nil
 }
 
-// importAll makes the environment. If its disks cannot all be sent, nothing of
-// it stays.
+// importEnvironment makes the environment and gives its id. If its disks cannot
+// all be sent, nothing of it stays.
+func (c *client) importEnvironment(ctx context.Context, from brought, at, name string) (string, error) {
+	_, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": at, "name": name, "graph": from.graph})
+	if err != nil {
+		return "", err
+	}
+	if err := c.upload(ctx, accepted.ID, from.disks); err != nil {
+		return "", c.abandon(ctx, accepted.ID, err)
+	}
+	return accepted.ID, c.await(ctx, accepted.Operation)
+}
+
+func (a *app) templateImport(one shape) *cobra.Command {
+	var name, number, roots string
+	var regions []string
+	c := a.verb("import FILE --name NAME --regions A,B", "Make a template of an OVF package, a disk image, or a folder that an export wrote", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		switch {
+		case name == "" || len(regions) == 0:
+			return usage("template import needs --name and --regions")
+		case a.noWait || !a.wait:
+			return usage("template import waits: it saves an environment, and deletes it after")
+		case a.dryRun:
+			return usage("template import has no plan to show; nothing was done").withNext("tombolo env import %s --region %s --dry-run shows what is in it", args[0], regions[0])
+		}
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		trusted, err := trustedRoots(roots)
+		if err != nil {
+			return err
+		}
+		from, err := a.bring(ctx, args[0], trusted)
+		if err != nil {
+			return err
+		}
+		defer from.close()
+		a.findings(from.findings)
+		id, err := c.importEnvironment(ctx, from, regions[0], name)
+		if err != nil {
+			return err
+		}
+		if a.key != "" {
+			a.key += "-template" // another command than the environment's
+		}
+		body := map[string]any{"environment": id, "region": regions[0], "name": name, "regions": regions}
+		if number != "" {
+			body["number"] = number
+		}
+		_, accepted, err := c.write(ctx, http.MethodPost, "/v1/templates", body)
+		if err == nil {
+			err = c.await(ctx, accepted.Operation)
+		}
+		if err = c.abandon(ctx, id, err); err != nil {
+			return err
+		}
+		b, err := c.read(ctx, templatePath(accepted.ID), nil)
+		if err != nil {
+			return err
+		}
+		return a.show(b, one)
+	})
+	f := c.Flags()
+	f.StringVar(&name, "name", "", "as people call it")
+	f.StringVar(&number, "number", "", "eight digits; chosen by Tombolo unless given")
+	f.StringSliceVar(&regions, "regions", nil, "that should hold it; it is taken in by the first")
+	f.StringVar(&roots, "trust", "", "PEM file with the certificates that must vouch for a package's signer")
+	return c
+}
+
+// importAll makes the environment and shows it.
 func (c *client) importAll(ctx context.Context, from brought, at, name string, one shape) error {
-	b, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": at, "name": name, "graph": from.graph})
+	id, err := c.importEnvironment(ctx, from, at, name)
 	if err != nil {
 		return err
 	}
-	var created api.AcceptedEnvironment
-	if err := json.Unmarshal(b, &created); err != nil {
-		return err
-	}
-	if err := c.upload(ctx, accepted.ID, from.disks); err != nil {
-		return c.abandon(ctx, accepted.ID, err)
-	}
-	if err := c.await(ctx, accepted.Operation); err != nil {
-		return err
-	}
-	if b, err = c.read(ctx, envPath(accepted.ID), nil); err != nil {
+	b, err := c.read(ctx, envPath(id), nil)
+	if err != nil {
 		return err
 	}
 	var shown map[string]json.RawMessage
@@ -97,6 +179,9 @@ func (c *client) importAll(ctx context.Context, from brought, at, name string, o
 		return err
 	}
 	if shown["findings"], err = json.Marshal(from.findings); err != nil {
+		return err
+	}
+	if shown["signer"], err = json.Marshal(from.signer); err != nil {
 		return err
 	}
 	if b, err = json.Marshal(shown); err != nil {
@@ -107,12 +192,15 @@ func (c *client) importAll(ctx context.Context, from brought, at, name string, o
 
 // bring opens what is to be imported and verifies it. What a region has bound is
 // left to the region that it comes to; digests belong to the place they are from.
-func (a *app) bring(ctx context.Context, path string) (brought, error) {
-	open := a.bringPackage
-	if _, err := os.Stat(filepath.Join(path, graphFile)); err == nil {
-		open = a.bringFolder
+func (a *app) bring(ctx context.Context, path string, trusted *x509.CertPool) (out brought, err error) {
+	if _, stat := os.Stat(filepath.Join(path, graphFile)); stat == nil {
+		if trusted != nil {
+			return out, usage("--trust: %s is a folder that env export wrote, which nobody signs", path)
+		}
+		out, err = bringFolder(path)
+	} else {
+		out, err = a.bringPackage(ctx, path, trusted)
 	}
-	out, err := open(ctx, path)
 	if err != nil {
 		return out, err
 	}
@@ -161,13 +249,32 @@ func readable(ctx context.Context, d diskSource) error {
 	return nil
 }
 
-func (a *app) bringPackage(ctx context.Context, path string) (brought, error) {
-	p, err := ovf.Open(ctx, path, ovf.Options{ScratchDir: a.env("TMPDIR")})
+// trustedRoots reads certificates; no file means none are demanded.
+func trustedRoots(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fail(exitError, "file-unreadable", "the certificates cannot be read: %v", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fail(exitError, "certificate-invalid", "%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
+func (a *app) bringPackage(ctx context.Context, path string, trusted *x509.CertPool) (brought, error) {
+	p, err := ovf.Open(ctx, path, ovf.Options{ScratchDir: a.env("TMPDIR"), Roots: trusted, Now: time.Now()})
 	if err != nil {
 		return brought{}, err
 	}
 	g, all, findings := p.Graph()
 	out := brought{graph: g, disks: map[string]diskSource{}, findings: findings, close: p.Close}
+	if s := p.Signer(); s != nil {
+		out.signer = &signedBy{s.Subject, s.Issuer, s.Fingerprint, s.NotBefore, s.NotAfter, s.Trusted}
+	}
 	for i, d := range all {
 		out.disks[d.Name()] = packedDisk{p, i}
 	}
@@ -175,7 +282,7 @@ func (a *app) bringPackage(ctx context.Context, path string) (brought, error) {
 }
 
 // bringFolder opens what env export wrote.
-func (a *app) bringFolder(_ context.Context, path string) (brought, error) {
+func bringFolder(path string) (brought, error) {
 	out := brought{disks: map[string]diskSource{}, close: func() error { return nil }}
 	b, err := os.ReadFile(filepath.Join(path, graphFile))
 	if err != nil {

@@ -62,6 +62,9 @@ func (a *app) regionCommand() *cobra.Command {
 	on := func(use, short, verb string, body func() any) *cobra.Command {
 		return a.verb(use+" REGION", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			path := "/v1/regions/" + url.PathEscape(args[0])
+			if a.dryRun && verb != "takeover" {
+				return a.showOne(ctx, path+"/holdings", nil, shape{"", "region", []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
+			}
 			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{"", "region", regionColumns})
 		})
 	}
@@ -72,7 +75,19 @@ func (a *app) regionCommand() *cobra.Command {
 	var agent string
 	takeover := on("takeover", "Let another agent own it", "takeover", func() any { return map[string]string{"agent": agent} })
 	takeover.Flags().StringVar(&agent, "agent", "", "id of the agent that may start the next epoch")
-	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover)
+	scrub := a.verb("scrub REGION", "Read back everything in its store; what is damaged is fetched again", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		c, err := a.ready()
+		if err != nil {
+			return err
+		}
+		b, _, err := c.write(ctx, http.MethodPost, "/v1/regions/"+url.PathEscape(args[0])+"/scrub", nil)
+		if err != nil {
+			return err
+		}
+		return a.show(b, shape{"", "region", []column{{"REGION", "region", false}, {"CHUNKS", "chunks", false}, {"BYTES", "bytes", false},
+			{"DAMAGED", "damaged", false}, {"MISSING", "missing", false}, {"MS", "duration_ms", false}, {"HURT", "hurt", true}}})
+	})
+	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover, scrub)
 }
 
 // set puts a value into a query unless it is empty.

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -29,6 +31,7 @@ func TestMain(m *testing.M) {
 //	down             ends it as ctrl-C does, and demands exit 0
 //	exit N ARGS      runs tombolo and demands this exit code
 //	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
+//	await RE ARGS    runs tombolo at every event until its stdout matches, for a minute at most
 //	capture VAR      puts stdout, without the line's end, into an environment variable
 //	image FILE       builds an ext4 image of this repository's own sources
 //	device VAR DIR REGION ENV/NODE/DISK   puts the URL of a disk's block device into an environment variable
@@ -42,7 +45,7 @@ func TestStories(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": up, "down": down, "exit": exit, "http": ask, "capture": capture, "image": image, "device": device,
+			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "image": image, "device": device,
 		},
 		RequireExplicitExec: true,
 	})
@@ -160,6 +163,32 @@ func ask(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(resp.StatusCode) != args[2] {
 		ts.Fatalf("%s %s: %s, want %s\n%s", args[0], args[1], resp.Status, args[2], body)
 	}
+}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await REGEXP ARGS")
+	}
+	want, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	follow := command(ts, "events", "--follow", "--from", "1", "--kind", "instance,operation,template,environment,region", "-o", "json")
+	happens, err := follow.StdoutPipe()
+	ts.Check(err)
+	ts.Check(follow.Start())
+	late := time.AfterFunc(time.Minute, func() { _ = follow.Process.Kill() })
+	defer func() {
+		late.Stop()
+		_ = follow.Process.Kill()
+		_ = follow.Wait()
+	}()
+	var last []byte
+	lines := bufio.NewScanner(happens)
+	for lines.Scan() {
+		if last, err = command(ts, args[1:]...).Output(); err == nil && want.Match(last) {
+			return
+		}
+	}
+	ts.Fatalf("tombolo %s never answered %s; at last:\n%s", strings.Join(args[1:], " "), args[0], last)
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

@@ -98,7 +98,7 @@ func (a *app) templateCommand() *cobra.Command {
 		}
 		return a.sendOnly(ctx, http.MethodDelete, templatePath(args[0]), nil)
 	})
-	return noun("template", "Templates: one reference, many regions", a.templateCreate(one), ls, show, a.templateRegions(one), a.templateReplace(one), a.templateInstantiate(), a.templateExport(), instances, inspect, diff,
+	return noun("template", "Templates: one reference, many regions", a.templateCreate(one), ls, show, a.templateRegions(one), a.templateReplace(one), a.templateInstantiate(), a.templateExport(), a.templateImport(one), instances, inspect, diff,
 		rollback, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
 }
 

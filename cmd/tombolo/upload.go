@@ -59,8 +59,8 @@ func (c *client) upload(ctx context.Context, id string, disks map[string]diskSou
 	return nil
 }
 
-// abandon deletes an environment that cannot come to be because of err, which it
-// gives back.
+// abandon deletes an environment that is of no use any more, because of err or
+// because all is done, and gives back err.
 func (c *client) abandon(ctx context.Context, id string, err error) error {
 	ctx = context.WithoutCancel(ctx) // an interrupted command leaves nothing either
 	c.app.key, c.app.revision = "", 0
@@ -70,6 +70,9 @@ func (c *client) abandon(ctx context.Context, id string, err error) error {
 	}
 	if derr == nil {
 		return err
+	}
+	if err == nil {
+		return derr
 	}
 	var f *failure
 	if !errors.As(failed(err), &f) {

@@ -18,8 +18,70 @@ const (
 	abandoned = 30 * time.Second // the server drops a consumer unused for this long
 )
 
-// Follow calls each with every event after the position; see Journal.
+// errNear ends a reading of one's own: the tail goes on from here.
+var errNear = errors.New("the tail has the rest")
+
+// Follow calls each with every event after the position; see Journal. What lies far back is read by a consumer of its
+// own, the end of the stream by one that all followers share.
 func (j *JetStream) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
+	j.tail.join()
+	defer j.tail.leave()
+	position := after
+	step := func(r events.Record) error {
+		if err := each(r); err != nil {
+			return err
+		}
+		position = r.Sequence
+		return nil
+	}
+	for {
+		var failed error
+		err := j.follow(ctx, position, func(r events.Record) error {
+			if failed = step(r); failed != nil {
+				return failed
+			}
+			if _, _, near := j.tail.after(j, position); near {
+				return errNear
+			}
+			return nil
+		})
+		if failed != nil || !errors.Is(err, errNear) {
+			return err
+		}
+		if err := j.followTail(ctx, &position, step); err != nil {
+			return err
+		}
+	}
+}
+
+// followTail goes on with the tail until the context ends, each fails, or the tail does not know the position.
+func (j *JetStream) followTail(ctx context.Context, position *uint64, each func(events.Record) error) error {
+	for {
+		records, moved, known := j.tail.after(j, *position)
+		if !known {
+			return nil
+		}
+		for _, r := range records {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := each(r); err != nil {
+				return err
+			}
+		}
+		if len(records) > 0 {
+			continue
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// follow is Follow over a consumer of its own.
+func (j *JetStream) follow(ctx context.Context, after uint64, each func(events.Record) error) error {
 	position := after
 	var stopped error // what each, or a check, ended with
 	err := j.consume(ctx, after, "", func(d delivery) error {

@@ -75,6 +75,7 @@ type JetStream struct {
 	// newest is the highest sequence this process has seen acknowledged: a lower
 	// one acknowledged later can only come from another stream.
 	newest atomic.Uint64
+	tail   tail
 }
 
 var _ Journal = (*JetStream)(nil)

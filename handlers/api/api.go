@@ -73,9 +73,9 @@ type Config struct {
 
 	Documents Documents
 	Progress  Progress
+	Host      Host           // a region's own; nil: its questions are passed on to the regions
 	Inbox     Inbox          // nil: there is none here
 	Handlers  Handlers       // nil: nothing is ever parked here
-	Host      Host           // nil: this is the control plane, which holds no effects
 	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
@@ -157,7 +157,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.write(counted, r, err)
 			return
 		}
-		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, caller))
+		ctx := context.WithValue(r.Context(), callerKey{}, caller)
+		r = r.WithContext(context.WithValue(ctx, credentialKey{}, r.Header.Get("Authorization")))
 	}
 	s.mux.ServeHTTP(counted, r)
 }

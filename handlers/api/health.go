@@ -82,6 +82,9 @@ func newMetrics(s *Server) *metrics {
 		prometheus.NewDesc("tombolo_reads_lag", "Events that the journal has beyond the reads.", nil, nil),
 		prometheus.NewDesc("tombolo_reads_stopped", "1 if the projections stopped at an event.", nil, nil),
 	})
+	if s.Host != nil {
+		m.registry.MustRegister(hostMetrics(s.Host)...)
+	}
 	return m
 }
 

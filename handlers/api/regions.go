@@ -103,7 +103,72 @@ type takeoverRegion struct {
 	}
 }
 
+// Holdings is what a region holds, and what becomes of it when it drains.
+type Holdings struct {
+	Known
+	Region       events.RegionID `json:"region"`
+	Leave        []Held          `json:"leave" doc:"copies that leave by themselves: other regions hold their template, or they are cached"`
+	Last         []Held          `json:"last" doc:"copies of templates that are wanted nowhere else: they stay until somebody adds a region or deletes them"`
+	Environments []Held          `json:"environments" doc:"stay until somebody deletes them"`
+}
+
+// Held is one thing that a region holds.
+type Held struct {
+	Account     events.AccountID     `json:"account"`
+	Template    events.TemplateID    `json:"template,omitempty"`
+	Version     int                  `json:"version,omitempty"`
+	Environment events.EnvironmentID `json:"environment,omitempty"`
+	Name        string               `json:"name"`
+	Bytes       int64                `json:"bytes,omitempty"`
+}
+
+func (s *Server) holdings(ctx context.Context, v at, in *regionInput) (Holdings, uint64, error) {
+	out := Holdings{Known: v.known, Leave: []Held{}, Last: []Held{}, Environments: []Held{}}
+	if err := mustAdministrate(ctx); err != nil {
+		return out, 0, err
+	}
+	r, err := regionSpelled(v, in.Region)
+	if err != nil {
+		return out, 0, err
+	}
+	out.Region = r.Region
+	for resume := ""; ; {
+		page, err := projections.Catalogue{}.HeldIn(v, r.Region, "", 1000, resume)
+		if err != nil {
+			return out, 0, err
+		}
+		for _, i := range page.Rows {
+			t, _, err := projections.Catalogue{}.Template(v, i.Account, i.Template)
+			if err != nil {
+				return out, 0, err
+			}
+			held := Held{Account: i.Account, Template: i.Template, Version: i.Version, Name: t.Name, Bytes: i.Bytes}
+			if !i.Cached && slices.Equal(t.Regions, []events.RegionID{r.Region}) {
+				out.Last = append(out.Last, held)
+			} else {
+				out.Leave = append(out.Leave, held)
+			}
+		}
+		if resume = page.Resume; resume == "" {
+			break
+		}
+	}
+	for resume := ""; ; {
+		page, err := projections.Environments{}.InRegion(v, r.Region, 1000, resume)
+		if err != nil {
+			return out, 0, err
+		}
+		for _, e := range page.Rows {
+			out.Environments = append(out.Environments, Held{Account: e.Account, Environment: e.ID, Name: e.Name})
+		}
+		if resume = page.Resume; resume == "" {
+			return out, r.Revision, nil
+		}
+	}
+}
+
 func (s *Server) regionRoutes() {
+	get(s, "/v1/regions/{region}/holdings", "list-holdings", "What a region holds, and what of it would leave if it were drained", s.holdings)
 	get(s, "/v1/regions", "list-regions", "Which regions are there?", s.listRegions)
 	get(s, "/v1/regions/{region}", "get-region", "One region", func(ctx context.Context, v at, in *regionInput) (OneRegion, uint64, error) {
 		r, err := regionSpelled(v, in.Region)

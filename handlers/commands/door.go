@@ -140,7 +140,7 @@ func (d *Door) admit(ctx context.Context, r Request) (*call, error) {
 			WithNext("nats micro info tombolo lists all commands; for a %.60s: %s", r.Kind, strings.Join(d.verbsOf(r.Kind), ", "))
 	}
 	switch {
-	case ours(r.Kind) != (r.Account == events.None):
+	case ours(r.Kind) != (r.Account == events.None) && !(r.Kind == events.KindOperation && r.Account == events.None):
 		return nil, aggregates.RefuseAs(aggregates.Denied, "wrong-account", "%s is not commanded in account %s", v, r.Account).
 			WithNext("regions, pools and accounts are commanded in account %s, everything else in its tenant's", events.None)
 	case len(r.Body) > v.MaxBody:

@@ -54,7 +54,6 @@ const (
 	FoundNoManifest     = "ovf-no-manifest"
 	FoundWeakDigest     = "ovf-weak-digest"
 	FoundExtrasStale    = "ovf-graph-section-stale"
-	FoundNotSigned      = "ovf-not-signed"
 	FoundOldFormat      = "ovf-old-format"
 )
 

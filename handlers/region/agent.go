@@ -46,6 +46,9 @@ type Agent struct {
 	nudge                          chan struct{} // something changed that the journal does not tell
 	owned                          chan struct{} // closed once the region is this agent's
 
+	scrubbing chan struct{} // held by the scrub that runs
+	counts    counts
+
 	mu    sync.Mutex
 	epoch int
 	jobs  map[events.WorkID]*running
@@ -57,7 +60,13 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.Slots == 0 {
 		cfg.Slots = DefaultSlots
 	}
-	a := &Agent{cfg: cfg, nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
+	if cfg.Grace == 0 {
+		cfg.Grace = DefaultGrace
+	}
+	if cfg.ScrubEvery == 0 {
+		cfg.ScrubEvery = DefaultScrubEvery
+	}
+	a := &Agent{cfg: cfg, scrubbing: make(chan struct{}, 1), nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -233,11 +242,23 @@ func (a *Agent) Run(ctx context.Context) error {
 		close(a.owned)
 		return a.schedule(ctx)
 	})
+	g.Go(func() error { return a.whenOurs(ctx, a.keepClean) })
+	g.Go(func() error { return a.whenOurs(ctx, a.scrubRegularly) })
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
+}
+
+// whenOurs runs what only the region's owner may do.
+func (a *Agent) whenOurs(ctx context.Context, run func(context.Context) error) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.owned:
+		return run(ctx)
+	}
 }
 
 func (a *Agent) serveHTTP(ctx context.Context) error {

@@ -71,6 +71,9 @@ type Config struct {
 	CacheBytes         int64 // memory for decompressed chunks; 0: the default
 	Slots              int   // pieces of work at once; 0: DefaultSlots
 
+	Grace      time.Duration // how long something is an orphan before it is reaped; 0: DefaultGrace
+	ScrubEvery time.Duration // how often everything in the store is read back; 0: DefaultScrubEvery
+
 	// For tests that end the agent at every step: Store puts something between
 	// the agent and its chunk store, Around is called before each other change to
 	// the host, and what it gives after it. nil: nothing.
@@ -98,6 +101,12 @@ const (
 func Changes() []Change {
 	return []Change{CreateVolumes, FreezeVolumes, RebaseVolumes, KeepOrder, KeepGraph, KeepManifest, RemoveManifest, RemoveEnvironment, RemoveUpload}
 }
+
+// DefaultGrace is how long the janitor looks at an orphan before it reaps it.
+const DefaultGrace = 10 * time.Minute
+
+// DefaultScrubEvery is how often an agent reads back its store.
+const DefaultScrubEvery = 7 * 24 * time.Hour
 
 // DefaultSlots is how many pieces of work an agent performs at once.
 const DefaultSlots = 4

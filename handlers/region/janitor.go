@@ -3,9 +3,13 @@ package region
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
@@ -110,7 +114,10 @@ func gone(s projections.WorkState) bool {
 	return s == projections.WorkStateUndone || s == projections.WorkStateWrittenOff
 }
 
-// Reap removes an orphan. What has an owner is left alone.
+// NotAnOrphan is the code of what Reap leaves alone.
+const NotAnOrphan = "not-an-orphan"
+
+// Reap removes an orphan. What has an owner is left alone (not-an-orphan).
 func (a *Agent) Reap(ctx context.Context, e Effect) error {
 	orphans, err := a.Orphans(ctx)
 	if err != nil {
@@ -121,9 +128,79 @@ func (a *Agent) Reap(ctx context.Context, e Effect) error {
 			continue
 		}
 		a.cfg.Log.Warn("reaping what no order owns", "kind", e.Kind, "name", e.Name, "owner", e.Owner)
-		return a.remove(ctx, e)
+		if err := a.remove(ctx, e); err != nil {
+			return err
+		}
+		a.counts.reaped.Add(1)
+		return nil
 	}
-	return &Error{"not-an-orphan", e.Kind + " " + e.Name + " has an owner, or is gone", "look at the orphans again"}
+	return &Error{NotAnOrphan, e.Kind + " " + e.Name + " has an owner, or is gone", "look at the orphans again"}
+}
+
+// Counts are what the agent has done about its host since it started.
+type Counts struct {
+	Orphans int64 // that the janitor saw last
+	Reaped  int64
+	Scrubs  int64
+	Damaged int64 // chunks that scrubs found
+}
+
+type counts struct{ orphans, reaped, scrubs, damaged atomic.Int64 }
+
+// Counts says what the agent has done about its host since it started.
+func (a *Agent) Counts() Counts {
+	c := &a.counts
+	return Counts{c.orphans.Load(), c.reaped.Load(), c.scrubs.Load(), c.damaged.Load()}
+}
+
+// orphanage remembers since when effects have been orphans without a break.
+type orphanage map[Effect]time.Time
+
+// due takes in what are orphans now and gives those that were for the whole time.
+func (o orphanage) due(now time.Time, grace time.Duration, orphans []Effect) []Effect {
+	maps.DeleteFunc(o, func(e Effect, _ time.Time) bool { return !slices.Contains(orphans, e) })
+	var out []Effect
+	for _, e := range orphans {
+		since, known := o[e]
+		if !known {
+			o[e], since = now, now
+		}
+		if now.Sub(since) >= grace {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// keepClean reaps what has been an orphan for the whole grace time, until the
+// context ends. It looks ten times within that time.
+func (a *Agent) keepClean(ctx context.Context) error {
+	ticks := time.NewTicker(max(a.cfg.Grace/10, 10*time.Millisecond))
+	defer ticks.Stop()
+	known := orphanage{}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-ticks.C:
+			if err := a.clean(ctx, known, now); err != nil && ctx.Err() == nil {
+				a.cfg.Log.Error("orphans could not be looked after; trying again", "error", err)
+			}
+		}
+	}
+}
+
+func (a *Agent) clean(ctx context.Context, known orphanage, now time.Time) error {
+	orphans, err := a.Orphans(ctx)
+	if err != nil {
+		return err
+	}
+	a.counts.orphans.Store(int64(len(orphans)))
+	var errs []error
+	for _, e := range known.due(now, a.cfg.Grace, orphans) {
+		errs = append(errs, a.Reap(ctx, e))
+	}
+	return errors.Join(errs...)
 }
 
 func (a *Agent) remove(ctx context.Context, e Effect) (err error) {

@@ -46,7 +46,12 @@ while (!stopping) {
     await file.datasync();
     last = m.seq;
   }
-  await m.ackAck(); // and wait until the server knows
+  try {
+    await m.ackAck(); // and wait until the server knows
+  } catch (err) {
+    if (nc.isClosed()) throw err;
+    // It is away. What it does not know of comes again, and we have it.
+  }
 }
 await nc.drain();
 await file.close();

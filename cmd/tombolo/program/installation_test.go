@@ -1,9 +1,10 @@
-package projections_test
+package program_test
 
 import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 )
@@ -67,6 +68,8 @@ func installation(seed uint64) iter.Seq[fact] {
 		}
 	}
 }
+
+var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 type installer struct {
 	rng       *rand.Rand
