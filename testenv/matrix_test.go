@@ -1,8 +1,6 @@
 package testenv
 
 import (
-	"context"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -16,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nkeys"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
@@ -33,9 +33,6 @@ func (e ending) Command(name string) (string, []string) {
 	return os.Args[0], []string{faults.Env + "=" + string(e.dir(name))}
 }
 
-// phases are what is done to a template while every step of it ends its process.
-func phases() []string { return []string{"create", "save", "replace", "cancel", "delete"} }
-
 // TestFailureMatrix: capability 100: an environment is made, saved and copied,
 // replaced, a replacement is cancelled, everything is deleted; and in each of
 // these phases every change that an agent makes, every command that it sends and
@@ -45,7 +42,6 @@ func TestFailureMatrix(t *testing.T) {
 	t.Parallel()
 	kind := ending{t.TempDir()}
 	w := New(t, kind, Options{Regions: []string{"beijing", "sydney"}, Timeout: 5 * time.Minute})
-	w.Pools(8)
 	processes := append(w.Regions(), "server")
 	arm := func(phase string) {
 		t.Helper()
@@ -67,6 +63,10 @@ func TestFailureMatrix(t *testing.T) {
 		t.Logf("%s: %s", phase, time.Since(start).Round(100*time.Millisecond))
 	}
 
+	arm("setup")
+	w.Pools(8)
+	manage(t, w)
+	rest("setup")
 	arm("create")
 	env := w.Create("shop", "beijing", Disk(1, 512<<10))
 	rest("create")
@@ -82,7 +82,32 @@ func TestFailureMatrix(t *testing.T) {
 	rest("replace")
 	w.Verified(number, 2, "beijing", "sydney")
 
-	// A replacement that cannot finish, because no chunk comes through, is cancelled.
+	arm("instantiate")
+	var clone accepted
+	if err := w.Client().Do(w.Context(), "POST", "/v1/templates/"+number+"/instantiate", map[string]any{"region": "sydney", "name": "clone"}, &clone); err != nil {
+		t.Fatal(err)
+	}
+	w.Done(clone.Operation)
+	rest("instantiate")
+	var made struct{ Environment string }
+	if err := w.Client().Get(w.Context(), "/v1/environments/clone/origin", &made); err != nil {
+		t.Fatal(err)
+	}
+
+	arm("reshape")
+	w.must("POST", "/v1/environments/"+env+"/power", map[string]string{"power": "suspended"})
+	w.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": true})
+	w.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": false})
+	w.Done(w.must("POST", "/v1/templates/"+number+"/regions", map[string]any{"remove": []string{"sydney"}}).Operation)
+	rest("reshape, away")
+	w.Verified(number, 2, "beijing")
+	arm("reshape")
+	w.Done(w.must("POST", "/v1/templates/"+number+"/regions", map[string]any{"add": []string{"sydney"}}).Operation)
+	rest("reshape, back")
+	w.Verified(number, 2, "beijing", "sydney")
+
+	// A replacement that cannot finish, because no chunk comes through, is
+	// cancelled, after the one that waits behind it.
 	w.Region("beijing").WriteDisk(env, "web/root", Disk(3, 128<<10), 0)
 	w.Region("beijing").Transfer.Black()
 	operation = w.Replace(number, env)
@@ -90,24 +115,20 @@ func TestFailureMatrix(t *testing.T) {
 		return slices.ContainsFunc(at.Regions, func(r WhereRegion) bool { return r.Version == 3 && r.Region == "beijing" && r.Verified })
 	})
 	arm("cancel")
-	if err := w.Client().Do(w.Context(), "POST", "/v1/operations/"+operation+"/cancel", struct{}{}, nil); err != nil {
-		t.Fatal(err)
-	}
-	o, err := w.Client().Finished(w.Context(), operation)
-	if err != nil || o.State == "succeeded" {
-		t.Errorf("the cancelled replacement: %v: %s", err, JSON(o))
+	for _, o := range []string{w.Replace(number, env), operation} {
+		w.must("POST", "/v1/operations/"+o+"/cancel", struct{}{})
+		got, err := w.Client().Finished(w.Context(), o)
+		if err != nil || got.State != "cancelled" {
+			t.Errorf("the cancelled replacement: %v: %s", err, JSON(got))
+		}
 	}
 	w.Region("beijing").Transfer.Heal()
 	rest("cancel")
 	w.Verified(number, 2, "beijing", "sydney")
 
 	arm("delete")
-	for _, path := range []string{"/v1/templates/" + number, "/v1/environments/" + env} {
-		var a accepted
-		if err := w.Client().Do(w.Context(), "DELETE", path, struct{}{}, &a); err != nil {
-			t.Fatal(err)
-		}
-		w.Done(a.Operation)
+	for _, path := range []string{"/v1/templates/" + number, "/v1/environments/" + env, "/v1/environments/" + made.Environment} {
+		w.Done(w.must("DELETE", path, struct{}{}).Operation)
 	}
 	rest("delete")
 	for _, r := range w.Regions() {
@@ -117,6 +138,46 @@ func TestFailureMatrix(t *testing.T) {
 	}
 	stop()
 	covered(t, kind, processes)
+}
+
+// must sends a command that has to be accepted.
+func (w *World) must(method, path string, body any) accepted {
+	w.t.Helper()
+	var a accepted
+	if err := w.Client().Do(w.ctx, method, path, body, &a); err != nil {
+		w.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return a
+}
+
+// manage does what administrators do.
+func manage(t *testing.T, w *World) {
+	t.Helper()
+	pair, err := nkeys.CreateUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := pair.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.must("POST", "/v1/accounts", map[string]string{"account": "acme", "display": "Acme"})
+	w.must("POST", "/v1/accounts/acme/users", map[string]any{"user": "ann", "role": "reader", "nkey": public, "token": events.DigestOf([]byte(public))})
+	w.must("DELETE", "/v1/accounts/acme/users/ann", struct{}{})
+	w.must("POST", "/v1/regions", map[string]any{"region": "chicago", "profile": map[string]any{"name": "Chicago", "latitude": 41.88, "longitude": -87.63}})
+	w.must("POST", "/v1/regions/chicago/takeover", map[string]string{"agent": "another"})
+	w.must("POST", "/v1/regions/chicago/drain", struct{}{})
+	w.must("POST", "/v1/regions/chicago/retire", struct{}{})
+	w.must("POST", "/v1/pools/sydney/public-address/leases", map[string]string{"for": "default", "note": "by hand"})
+	var pool struct {
+		Leases []struct {
+			ID string `json:"id"`
+		} `json:"leases"`
+	}
+	if err := w.Client().Get(w.Context(), "/v1/pools/sydney/public-address", &pool); err != nil || len(pool.Leases) != 1 {
+		t.Fatalf("the lease made by hand: %v %v", pool, err)
+	}
+	w.must("DELETE", "/v1/pools/sydney/public-address/leases/"+pool.Leases[0].ID, struct{}{})
 }
 
 // Rest waits until no region has work to do.
@@ -237,10 +298,23 @@ func verbs(t *testing.T) []string {
 	return slices.Sorted(maps.Keys(found))
 }
 
-var _ = context.Background
-var _ = fmt.Sprint
-
 // unreached says of each change that this scenario does not make why not.
 func unreached() map[string]string {
-	return map[string]string{}
+	const fails, damaged = "nothing fails for good here", "no chunk is damaged here"
+	return map[string]string{
+		"store.Quarantine":             damaged,
+		"append.instance.copy-damaged": damaged,
+		"command.report-failed":        fails,
+		"command.report-stuck":         fails,
+		"append.work.failed":           fails,
+		"append.work.stuck":            fails,
+		"append.work.retried":          fails,
+		"append.work.written-off":      fails,
+		"append.instance.copy-failed":  fails,
+		"append.instance.copy-retried": fails,
+		"append.operation.retry-asked": fails,
+		"append.environment.failed":    fails,
+		"append.instance.copy-waiting": "no pool runs out here",
+		"append.instance.copy-kept":    "no region is given a copy it holds on demand",
+	}
 }
