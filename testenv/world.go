@@ -169,7 +169,7 @@ func (w *World) StartServer() {
 
 func (w *World) serverDir() string { return filepath.Join(w.Dir, "server") }
 
-func (w *World) startServer() error {
+func (w *World) launchServer() (*Process, error) {
 	sync := "lazy"
 	if w.options.Durable {
 		sync = "always"
@@ -179,11 +179,28 @@ func (w *World) startServer() error {
 	command, env := w.kind.Command("server")
 	p, err := start(w.t, w.cleanup, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	w.mu.Lock()
 	w.Server = p
 	w.mu.Unlock()
+	return p, nil
+}
+
+// LaunchServer starts the control plane and does not wait until it is ready: it
+// may never be.
+func (w *World) LaunchServer() {
+	w.t.Helper()
+	if _, err := w.launchServer(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *World) startServer() error {
+	p, err := w.launchServer()
+	if err != nil {
+		return err
+	}
 	var at program.Addresses
 	if err := p.Ready(w.ctx, &at); err != nil {
 		return err
