@@ -40,6 +40,7 @@ type Options struct {
 	Flags   map[string][]string // more flags: of the server under "", of agents under their region
 	Timeout time.Duration       // of the whole test; 2 minutes if 0
 	Durable bool                // every event is on the disk before it is acknowledged
+	Dir     string              // the world's folder; one of the test's if empty
 }
 
 // World is an installation of the real program.
@@ -95,9 +96,12 @@ func New(t testing.TB, kind Kind, o Options) *World {
 	if o.Timeout == 0 {
 		o.Timeout = 2 * time.Minute
 	}
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), o.Timeout)
 	t.Cleanup(cancel)
-	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: t.TempDir(), Agents: map[string]*Agent{}}
+	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: o.Dir, Agents: map[string]*Agent{}}
 	t.Cleanup(w.close)
 	w.home = filepath.Join(w.Dir, "home")
 	w.HTTP, w.NATS = w.link(""), w.link("")
