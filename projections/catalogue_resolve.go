@@ -36,7 +36,8 @@ type NotFoundError struct {
 	Code      Code // CodeTemplateUnknown, CodeTemplateDeleted, CodeVersionUnknown, CodeVersionGone, CodeLocationUnknown, CodeLocationEmpty
 	Reference string
 	Detail    string
-	Deleted   Time // when it ceased to mean something, for CodeTemplateDeleted and CodeVersionGone
+	Template  events.TemplateID // for CodeTemplateDeleted: which it was
+	Deleted   Time              // when it ceased to mean something, for CodeTemplateDeleted and CodeVersionGone
 }
 
 func (e *NotFoundError) Error() string { return e.Detail }
@@ -178,7 +179,7 @@ func (t TemplateRow) whetherLive(ref string) error {
 	if t.live() {
 		return nil
 	}
-	return &NotFoundError{Code: CodeTemplateDeleted, Reference: ref, Deleted: t.Deleted,
+	return &NotFoundError{Code: CodeTemplateDeleted, Reference: ref, Template: t.Number, Deleted: t.Deleted,
 		Detail: fmt.Sprintf("template %s (%s) was deleted at %s", t.Number, t.Name, t.Deleted.Format("2006-01-02T15:04:05.000Z07:00"))}
 }
 

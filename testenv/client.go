@@ -233,8 +233,16 @@ func (c *Client) Where(ctx context.Context, ref, query string) (Where, error) {
 // Orphans is what the region's host has and no order owns.
 func (a *Agent) Orphans() ([]map[string]string, error) {
 	var out struct{ Items []map[string]string }
-	err := a.Client().Get(a.world.ctx, "/v1/orphans", &out)
-	return out.Items, err
+	for {
+		// The agent may come up again, and then elsewhere.
+		err := a.Client().Once(a.world.ctx, "GET", "/v1/orphans", nil, &out)
+		if err == nil || CodeOf(err) != "" {
+			return out.Items, err
+		}
+		if perr := pause(a.world.ctx); perr != nil {
+			return nil, errors.Join(perr, err)
+		}
+	}
 }
 
 // Ran is what came of a run of the command line.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -132,10 +133,25 @@ func (s *Server) templateWrites() {
 	command(s, http.MethodDelete, "/v1/templates/{ref}", "delete-template", "Delete it with every copy", func(ctx context.Context, in *TemplateWrite) (Accepted, error) {
 		t, account, err := s.knownTemplate(ctx, *in)
 		if err != nil {
-			return Accepted{}, err
+			return s.deletedBefore(ctx, *in, account, err)
 		}
 		return s.send(ctx, in.Write, account, events.KindTemplate, "delete", templateBody{t.Number})
 	})
+}
+
+// deletedBefore answers a deletion of a template that does not resolve any more:
+// as it was answered then if this is the command that deleted it, whose answer
+// got lost; with why it does not resolve otherwise.
+func (s *Server) deletedBefore(ctx context.Context, in TemplateWrite, account events.AccountID, why error) (Accepted, error) {
+	var gone *projections.NotFoundError
+	if in.Key == "" || !errors.As(why, &gone) || gone.Code != projections.CodeTemplateDeleted {
+		return Accepted{}, why
+	}
+	a, err := s.send(ctx, in.Write, account, events.KindTemplate, "delete", templateBody{gone.Template})
+	if err != nil || a.Because != "" {
+		return Accepted{}, why
+	}
+	return a, nil
 }
 
 func (s *Server) knownTemplate(ctx context.Context, in TemplateWrite) (projections.TemplateRow, events.AccountID, error) {
