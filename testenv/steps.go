@@ -272,3 +272,21 @@ func (w *World) Until(number string, what string, fulfilled func(Where) bool) Wh
 		at.Position++
 	}
 }
+
+// Rest waits until no region has work to do.
+func (w *World) Rest() {
+	w.t.Helper()
+	for after := uint64(0); ; after++ {
+		var open struct {
+			Position uint64
+			Items    []map[string]any
+		}
+		if err := w.Client().Get(w.ctx, "/v1/work?state=open&after="+strconv.FormatUint(after, 10), &open); err != nil {
+			w.t.Fatalf("there is work left: %v: %s", err, JSON(open.Items))
+		}
+		if len(open.Items) == 0 {
+			return
+		}
+		after = open.Position
+	}
+}

@@ -72,7 +72,7 @@ func (a *app) demo(ctx context.Context, d *demo, keep bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	for _, step := range []func(context.Context) error{d.pools, d.environment, d.template, d.replace} {
+	for _, step := range []func(context.Context) error{d.pools, d.environment, d.template, d.replace, d.instantiate} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -162,6 +162,9 @@ func (d *demo) ask(ctx context.Context, to any, args ...string) error {
 	}
 	return json.Unmarshal(out, to)
 }
+
+// command prints a command line whose answer is told in other words.
+func (d *demo) command(args ...string) { fmt.Fprintf(d.out, "$ tombolo %s\n\n", quoted(args)) }
 
 // run executes a command line of this program, as a person would, and expects
 // an exit code. What it prints is shown on out, under the command.

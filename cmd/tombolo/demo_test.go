@@ -24,6 +24,10 @@ func TestDemo(t *testing.T) {
 		"loc:chicago/48151623@2",
 		"equal positions agreed",
 		"The content's digest is the same in all regions.",
+		"0 bytes between regions",
+		"a block was read, written and read back",
+		"(copy-needed)",
+		"ajax-in-chicago",
 		"Nothing is left behind",
 	} {
 		if !strings.Contains(out.String(), line) {

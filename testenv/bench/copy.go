@@ -103,7 +103,7 @@ func (c *copying) makeImages(ctx context.Context) error {
 		return err
 	}
 	// Whole directories change, as releases change packages.
-	edited := r.Files / 14
+	edited := r.Files / 6
 	if _, err := images.Evolve(ctx, c.v1, c.v2, images.Change{Label: "v2", Edit: edited, Delete: edited / 8, Add: edited / 4}); err != nil {
 		return err
 	}
