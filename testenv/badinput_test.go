@@ -110,8 +110,8 @@ func TestBadInput(t *testing.T) {
 	if now := w.Position(); now != position {
 		t.Errorf("something was done: %s", JSON(w.Facts(position+1)))
 	}
-	if err := w.Client().Once(w.Context(), "POST", "/v1/environments", map[string]any{"region": "beijing", "spec": strings.Repeat("x", 32*mib)}, nil); CodeOf(err) != "bad-request" {
-		t.Errorf("32 MiB of specification: %v", err)
+	if err := w.Client().Once(w.Context(), "POST", "/v1/environments", map[string]any{"region": "beijing", "spec": strings.Repeat("x", mib+64<<10)}, nil); CodeOf(err) != "bad-request" {
+		t.Errorf("more than 1 MiB of specification: %v", err)
 	}
 	if left, err := filepath.Glob(filepath.Join(future, "*")); err != nil || len(left) > 3 { // the mark, and the two files that are locked
 		t.Errorf("a directory of a later program was worked on: %v %v", left, err)

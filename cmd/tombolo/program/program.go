@@ -364,7 +364,7 @@ func (p *Program) Run(ctx context.Context) error {
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
-		return err
+		return explained(err)
 	}
 	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
