@@ -9,7 +9,8 @@ TEST_TOOLS = \
 	nbdinfo=libnbd-bin \
 	openssl=openssl \
 	virt-v2v=virt-v2v \
-	rsync=rsync
+	rsync=rsync \
+	unshare=util-linux
 
 # What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
 BENCH_TOOLS = $(TEST_TOOLS) ip=iproute2 tc=iproute2 casync=casync
@@ -18,7 +19,7 @@ REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap e2fsck=e2fsprogs cmp=diffutils
 # Debian keeps mkfs and its like where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help build test race bench real lint fmt generate go tools
+.PHONY: help build test race soak bench real lint fmt generate go tools
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test: go tools ## install what the tests need beyond Go (root on Debian), then v
 
 race: go tools ## test everything under the race detector (needs a C compiler)
 	go test -race ./...
+
+soak: go tools ## the long variants of testenv: 1000 replacements under readers while agents are killed (an hour at most)
+	TOMBOLO_SOAK=1 go test -count=1 -timeout 90m -v ./testenv
 
 bench: go ## measure against limits and peers, write docs/benchmarks.md; fails where a goal is missed (root, a quarter of an hour)
 	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(BENCH_TOOLS)"

@@ -27,6 +27,8 @@ type Link struct {
 	marks   []mark
 	refused int64 // connections that found the link cut
 	tried   []mark
+	dials   int64
+	dialled []mark
 	running sync.WaitGroup
 }
 
@@ -128,6 +130,15 @@ func (l *Link) Refused(connections int64) <-chan struct{} {
 	return m.reached
 }
 
+// Dialled is closed once so many more connections have been made.
+func (l *Link) Dialled(connections int64) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := mark{l.dials + connections, make(chan struct{})}
+	l.dialled = append(l.dialled, m)
+	return m.reached
+}
+
 func (l *Link) set(s linkState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -183,6 +194,8 @@ func (l *Link) serve(near net.Conn) {
 	}
 	l.mu.Lock()
 	target := l.target
+	l.dials++
+	l.dialled = reached(l.dialled, l.dials)
 	l.mu.Unlock()
 	far, err := net.Dial("tcp", target)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -255,13 +254,19 @@ func verbs(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	found := map[string]bool{}
-	dir := filepath.Join(root, "handlers", "region")
-	packages, err := parser.ParseDir(token.NewFileSet(), dir, func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, 0)
+	files, err := filepath.Glob(filepath.Join(root, "handlers", "region", "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range packages {
-		ast.Inspect(p, func(n ast.Node) bool {
+	for _, path := range files {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
 			call, ok := n.(*ast.CallExpr)
 			if !ok {
 				return true
@@ -281,7 +286,7 @@ func verbs(t *testing.T) []string {
 		})
 	}
 	if len(found) < 5 {
-		t.Fatalf("the agent's commands are not found in %s: %v", dir, found)
+		t.Fatalf("the agent's commands are not found: %v", found)
 	}
 	return slices.Sorted(maps.Keys(found))
 }

@@ -40,6 +40,7 @@ type Options struct {
 	Flags   map[string][]string // more flags: of the server under "", of agents under their region
 	Timeout time.Duration       // of the whole test; 2 minutes if 0
 	Durable bool                // every event is on the disk before it is acknowledged
+	Dir     string              // the world's folder; one of the test's if empty
 }
 
 // World is an installation of the real program.
@@ -95,9 +96,12 @@ func New(t testing.TB, kind Kind, o Options) *World {
 	if o.Timeout == 0 {
 		o.Timeout = 2 * time.Minute
 	}
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), o.Timeout)
 	t.Cleanup(cancel)
-	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: t.TempDir(), Agents: map[string]*Agent{}}
+	w := &World{t: t, ctx: ctx, kind: kind, options: o, Dir: o.Dir, Agents: map[string]*Agent{}}
 	t.Cleanup(w.close)
 	w.home = filepath.Join(w.Dir, "home")
 	w.HTTP, w.NATS = w.link(""), w.link("")
@@ -169,7 +173,7 @@ func (w *World) StartServer() {
 
 func (w *World) serverDir() string { return filepath.Join(w.Dir, "server") }
 
-func (w *World) startServer() error {
+func (w *World) launchServer() (*Process, error) {
 	sync := "lazy"
 	if w.options.Durable {
 		sync = "always"
@@ -179,11 +183,28 @@ func (w *World) startServer() error {
 	command, env := w.kind.Command("server")
 	p, err := start(w.t, w.cleanup, "the server", w.Dir+"/server.log", append(env, "HOME="+w.home), command, args...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	w.mu.Lock()
 	w.Server = p
 	w.mu.Unlock()
+	return p, nil
+}
+
+// LaunchServer starts the control plane and does not wait until it is ready: it
+// may never be.
+func (w *World) LaunchServer() {
+	w.t.Helper()
+	if _, err := w.launchServer(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *World) startServer() error {
+	p, err := w.launchServer()
+	if err != nil {
+		return err
+	}
 	var at program.Addresses
 	if err := p.Ready(w.ctx, &at); err != nil {
 		return err

@@ -128,7 +128,11 @@ func (a *app) envCreate(one shape) *cobra.Command {
 			return err
 		}
 		if err := c.upload(ctx, accepted.ID, spec.disks); err != nil {
-			if _, never := errors.AsType[*contentError](err); never {
+			_, never := errors.AsType[*contentError](err)
+			if f, ok := errors.AsType[*failure](err); ok && f.Code == "store-full" {
+				never = true // what was sent takes up the room that others need
+			}
+			if never {
 				return c.abandon(ctx, accepted.ID, err)
 			}
 			return err

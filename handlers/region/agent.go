@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/datadir"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/packs"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
@@ -72,13 +73,16 @@ func Open(cfg Config) (_ *Agent, err error) {
 			a.Close()
 		}
 	}()
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := a.takeDir(); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{"chunks", "reads", "uploads", "exports", "environments", "manifests", "scratch"} {
 		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o700); err != nil {
 			return nil, err
 		}
-	}
-	if err := a.takeDir(); err != nil {
-		return nil, err
 	}
 	store, err := packs.Open(filepath.Join(cfg.Dir, "chunks"), packs.Options{})
 	if err != nil {
@@ -168,6 +172,11 @@ func (a *Agent) takeDir() error {
 		return &Error{"agent-dir-in-use", "another agent uses " + a.cfg.Dir, "stop it, or choose another directory"}
 	}
 	a.lock = f
+	if err := datadir.Check(a.cfg.Dir); errors.Is(err, datadir.ErrUnknown) {
+		return &Error{"data-format-unknown", err.Error(), "use the program that wrote it, or another directory with --data"}
+	} else if err != nil {
+		return err
+	}
 	stored, err := os.ReadFile(path)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,7 +26,11 @@ import (
 // Ranges may come in any order, again, and in several connections; what no
 // range covers is zeros. What came in survives a restart of the agent. Nothing
 // is taken that no open order asks for.
-type uploads struct{ agent *Agent }
+type uploads struct {
+	agent *Agent
+	mu    sync.Mutex
+	owed  int64 // bytes of the requests under way
+}
 
 func (u *uploads) register(mux *http.ServeMux) {
 	mux.HandleFunc("PUT /v1/uploads/{environment}/{node}/{disk}", u.handle(u.put))
@@ -168,12 +173,17 @@ func (u *uploads) put(r *http.Request, up upload) *problem {
 	if u.complete(up.work, up.disk.Name) {
 		return refuse(http.StatusConflict, "upload-complete", "disk %s has come in already", up.disk.Name)
 	}
+	want := last - first + 1
+	done, err := u.room(want)
+	if err != nil {
+		return u.internal(err)
+	}
+	defer done()
 	f, err := u.open(up)
 	if err != nil {
 		return u.internal(err)
 	}
 	defer f.Close()
-	want := last - first + 1
 	n, err := io.Copy(io.NewOffsetWriter(f, first), io.LimitReader(r.Body, want))
 	var pathError *os.PathError
 	switch {
@@ -183,6 +193,34 @@ func (u *uploads) put(r *http.Request, up upload) *problem {
 		return refuse(http.StatusBadRequest, "upload-cut", "%d of %d bytes came; send the range again", n, want)
 	}
 	return nil
+}
+
+// A part of the disk that uploads never take, so that the agent itself can go on
+// where they would fill it: a twentieth, and at most keptBytes.
+const (
+	keptShare = 20
+	keptBytes = 256 << 20
+)
+
+// room makes sure that so many bytes more fit; call what it gives when they have
+// come. Error: syscall.ENOSPC.
+func (u *uploads) room(want int64) (done func(), err error) {
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(u.agent.cfg.Dir, &disk); err != nil {
+		return nil, err
+	}
+	kept := min(int64(disk.Blocks)*disk.Bsize/keptShare, keptBytes)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if int64(disk.Bavail)*disk.Bsize-u.owed < want+kept {
+		return nil, fmt.Errorf("%d bytes more, and %d under way, leave less than %d: %w", want, u.owed, kept, syscall.ENOSPC)
+	}
+	u.owed += want
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.owed -= want
+	}, nil
 }
 
 func (u *uploads) open(up upload) (*os.File, error) {

@@ -64,6 +64,9 @@ func (p *Program) Devices(id events.RegionID) (string, error) {
 	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
 }
 
+// Run is the agent's. Errors besides its own: *Error with event-unknown.
+func (a *RegionAgent) Run(ctx context.Context) error { return explained(a.Agent.Run(ctx)) }
+
 // reconnectPause is how long an agent waits between attempts to reach the bus.
 const reconnectPause = 500 * time.Millisecond
 

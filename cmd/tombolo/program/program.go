@@ -28,6 +28,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/datadir"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/processes"
 	"github.com/tombolo-vdc/tombolo/projections"
@@ -174,7 +175,11 @@ func (p *Program) lockDir() error {
 	}
 	p.lock = f
 	p.opened(f.Close)
-	return nil
+	err = datadir.Check(p.config.Dir)
+	if errors.Is(err, datadir.ErrUnknown) {
+		return &Error{"data-format-unknown", err.Error(), "use the program that wrote it, or another directory with --data"}
+	}
+	return err
 }
 
 // chooseRegions takes the regions named, or those that the directory has.
@@ -339,7 +344,7 @@ func (p *Program) Run(ctx context.Context) error {
 			if ctx.Err() == nil {
 				mu.Lock()
 				if failed == nil {
-					failed = fmt.Errorf("%s ended: %w", name, cmpErr(err))
+					failed = explained(fmt.Errorf("%s ended: %w", name, cmpErr(err)))
 				}
 				mu.Unlock()
 				cancel()
@@ -359,7 +364,7 @@ func (p *Program) Run(ctx context.Context) error {
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
-		return err
+		return explained(err)
 	}
 	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
@@ -407,6 +412,14 @@ func (p *Program) Ready(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// explained gives a code to what ends a program and a person can mend.
+func explained(err error) error {
+	if errors.Is(err, events.ErrUnknownEvent) {
+		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
+	}
+	return err
 }
 
 // cmpErr names an end that gave no reason.
