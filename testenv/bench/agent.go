@@ -280,12 +280,12 @@ func cloneOnce(ctx context.Context, store chunks.Store, d chunks.Digest, size in
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	began := time.Now()
 	cache, err := chunks.NewCache(store, 0)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = closed(err, cache) }()
+	began := time.Now()
 	if err := volumes.Create(dir, d, size); err != nil {
 		return 0, err
 	}

@@ -55,6 +55,7 @@ type bench struct {
 	chunker             *chunker
 	peerNote, imageNote string
 	peaks               []int64
+	load                string // before the part that is measured
 	goals               *report.Goals
 	tables              []*report.Table
 }
@@ -75,7 +76,7 @@ func measure(ctx context.Context) (err error) {
 	for _, r := range everything() {
 		names = append(names, r.name)
 	}
-	b := &bench{goals: report.NewGoals()}
+	b := &bench{load: loadAverage()}
 	only := flag.String("only", strings.Join(names, ","), "which rows")
 	docs := flag.String("docs", "docs/benchmarks.md", "the document whose tables are written; empty: none")
 	scratch := flag.String("scratch", "", "a folder on the disk that is measured (default: the system's for temporary files)")
@@ -98,29 +99,37 @@ func measure(ctx context.Context) (err error) {
 	}
 	b.chunker, b.peerNote = findChunker()
 	began := time.Now()
+	var missed []string
 	for _, r := range everything() {
 		if !slices.Contains(strings.Split(*only, ","), r.name) {
 			continue
 		}
 		b.say("== %s", r.name)
+		b.goals, b.tables = report.NewGoals("goals-"+r.name), nil
 		if err := r.run(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+			if ctx.Err() != nil {
+				return err
+			}
+			b.goals.NotMeasured(r.name, err)
+		}
+		missed = append(missed, b.goals.Missed()...)
+		if err := b.conclude(*docs); err != nil {
+			return err
 		}
 	}
-	return b.conclude(*docs, *only == strings.Join(names, ","), time.Since(began))
+	b.say("measured in %s", time.Since(began).Round(time.Second))
+	if len(missed) > 0 {
+		return fmt.Errorf("%d goals are missed:\n  %s", len(missed), strings.Join(missed, "\n  "))
+	}
+	return nil
 }
 
-// conclude prints and writes what was measured.
-func (b *bench) conclude(docs string, whole bool, took time.Duration) error {
-	b.goals.Note("Measured on %s with %d processors, %s %s/%s, kernel %s, in %s: `%s`.", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(),
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, kernel(), took.Round(time.Second), command())
-	tables := b.tables
-	if whole { // the goals of some rows alone are not those of the document
-		tables = append(tables, &b.goals.Table)
-	} else {
-		b.goals.Print(os.Stdout)
-	}
-	for _, t := range tables {
+// conclude prints and writes what was measured of one part, so that the next one's failure takes nothing away.
+func (b *bench) conclude(docs string) error {
+	b.goals.Note("Measured on %s with %d processors, %s %s/%s, kernel %s; `%s`. The machine's load before and after: %s, %s.", time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(),
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, kernel(), command(), b.load, loadAverage())
+	b.load = loadAverage()
+	for _, t := range append(b.tables, &b.goals.Table) {
 		t.Print(os.Stdout)
 		if docs == "" {
 			continue
@@ -129,10 +138,18 @@ func (b *bench) conclude(docs string, whole bool, took time.Duration) error {
 			return err
 		}
 	}
-	if missed := b.goals.Missed(); len(missed) > 0 {
-		return fmt.Errorf("%d goals are missed:\n  %s", len(missed), strings.Join(missed, "\n  "))
-	}
 	return nil
+}
+
+// loadAverage is how many processes wanted to run in the last minute: what else the machine had to do decides what the
+// figures are worth.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }
 
 func kernel() string {

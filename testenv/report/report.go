@@ -104,9 +104,9 @@ type Goals struct {
 	missed []string
 }
 
-// NewGoals makes the table of goals.
-func NewGoals() *Goals {
-	return &Goals{Table: Table{Name: "goals", Head: []string{"goal", "limit", "measured", ""}}}
+// NewGoals makes a table of goals; the name is that of its place in the document.
+func NewGoals(name string) *Goals {
+	return &Goals{Table: Table{Name: name, Head: []string{"goal", "limit", "measured", ""}}}
 }
 
 // AtLeast and AtMost say a limit and hold the figure against it.
