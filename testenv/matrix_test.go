@@ -145,16 +145,6 @@ func TestFailureMatrix(t *testing.T) {
 	covered(t, kind, processes)
 }
 
-// must sends a command that has to be accepted.
-func (w *World) must(method, path string, body any) accepted {
-	w.t.Helper()
-	var a accepted
-	if err := w.Client().Do(w.ctx, method, path, body, &a); err != nil {
-		w.t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return a
-}
-
 // manage does what administrators do.
 func manage(t *testing.T, w *World) {
 	t.Helper()

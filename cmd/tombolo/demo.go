@@ -104,7 +104,8 @@ func (d *demo) image(machine string, version int) string {
 }
 
 func (d *demo) buildDisks(ctx context.Context) error {
-	specs, err := images.Plan(images.Sources(ctx), demoBytes, machines()...)
+	sources := images.Sources(ctx)
+	specs, err := images.Plan(sources, demoBytes, machines()...)
 	if err != nil {
 		return err
 	}
@@ -114,8 +115,16 @@ func (d *demo) buildDisks(ctx context.Context) error {
 			return err
 		}
 		var from []string
-		for _, o := range r.Origins {
-			from = append(from, fmt.Sprintf("%d files of %s", o.Files, o.Source))
+		for _, t := range sources {
+			files := 0
+			for _, o := range r.Origins {
+				if o.Source == t.Source || strings.HasPrefix(o.Source, t.Source+string(filepath.Separator)) {
+					files += o.Files
+				}
+			}
+			if files > 0 {
+				from = append(from, fmt.Sprintf("%d files of %s", files, t.Source))
+			}
 		}
 		d.note("%-4s %6s of data in %s: %s", s.Label, mebibytes(r.Bytes), r.Elapsed.Round(10*time.Millisecond), strings.Join(from, ", "))
 	}

@@ -73,8 +73,9 @@ func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
 // orderOf reads the id of the order that made an environment.
 func orderOf(file []byte) events.WorkID { return events.WorkID(strings.TrimSpace(string(file))) }
 
-// Orphans lists the effects that no order owns: the order is not known, or it
-// was undone or written off. What an export keeps is its own until it expires.
+// Orphans lists the effects that no order owns: the order is not known, it was
+// undone or written off, or it is done and this is what it kept only while it was
+// under way. What an export keeps is its own until it expires.
 func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
 	// The inventory first: what is made after it has its order in the view.
 	effects, err := a.Inventory(ctx)
@@ -102,16 +103,18 @@ func (a *Agent) Orphans(ctx context.Context) ([]Effect, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !ok || row.Region != a.cfg.Region || gone(row.State) {
+		if !ok || row.Region != a.cfg.Region || gone(e.Kind, row.State) {
 			out = append(out, e)
 		}
 	}
 	return out, nil
 }
 
-// gone says that nothing of the order's effect should be there any more.
-func gone(s projections.WorkState) bool {
-	return s == projections.WorkStateUndone || s == projections.WorkStateWrittenOff
+// gone says that an effect of this kind should not be there any more, with its
+// order in this state.
+func gone(kind string, s projections.WorkState) bool {
+	meanwhile := kind == "hold" || kind == "upload"
+	return s == projections.WorkStateUndone || s == projections.WorkStateWrittenOff || meanwhile && s == projections.WorkStateDone
 }
 
 // NotAnOrphan is the code of what Reap leaves alone.

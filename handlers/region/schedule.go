@@ -20,6 +20,7 @@ type running struct {
 	attempt int
 	again   time.Time // not before; set when a try has failed for now
 	active  bool
+	closed  uint64 // the sequence of the report that closed the order
 }
 
 // job is what a kind of work gets to see.
@@ -153,7 +154,8 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	var next time.Time
 	for _, o := range a.fair(open) {
 		r := a.jobs[o.Work]
-		if r != nil && r.active || *active >= a.cfg.Slots {
+		// What was reported is not done again while the projections have not heard of it.
+		if r != nil && (r.active || r.closed > view.Position()) || *active >= a.cfg.Slots {
 			continue
 		}
 		if r != nil && now.Before(r.again) {
@@ -184,16 +186,16 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 		r.cancel, r.active = cancel, true
 		*active++
 		go func() {
-			err := j.perform(jobCtx, k)
+			closed, err := j.perform(jobCtx, k)
 			cancel()
 			a.mu.Lock()
-			r.active = false
-			if a.jobs[o.Work] == r {
-				if err == nil || errors.Is(err, context.Canceled) {
-					delete(a.jobs, o.Work)
-				} else {
-					r.again = time.Now().Add(min(time.Second<<min(r.attempt-1, 6), time.Minute))
-				}
+			r.active, r.closed = false, closed
+			switch {
+			case a.jobs[o.Work] != r || closed > 0:
+			case errors.Is(err, context.Canceled):
+				delete(a.jobs, o.Work)
+			default:
+				r.again = time.Now().Add(min(time.Second<<min(r.attempt-1, 6), time.Minute))
 			}
 			a.mu.Unlock()
 			done <- err
@@ -232,40 +234,40 @@ func isStale(err error) bool {
 }
 
 // perform does one try of the work, or of its undo, and reports what came of it.
-// An error means: not now.
-func (j *job) perform(ctx context.Context, k kind) error {
+// It gives the report's sequence; 0 means: not now, or closed by somebody else.
+func (j *job) perform(ctx context.Context, k kind) (closed uint64, err error) {
 	log := j.agent.cfg.Log.With("work", j.Work, "kind", j.Kind, "epoch", j.epoch, "attempt", j.attempt)
 	ref := work.Ref{Region: j.Region, Work: j.Work}
 	if _, err := j.command(ctx, "start", work.Start{Ref: ref, Epoch: j.epoch}); err != nil {
-		return closedIsNil(err)
+		return 0, closedIsNil(err)
 	}
 	if j.Undo {
-		err := k.undo(j, ctx)
+		err = k.undo(j, ctx)
 		var p *permanent
 		switch {
 		case errors.As(err, &p):
 			log.Error("the undo does not work", "error", err)
-			_, err = j.command(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+			closed, err = j.command(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 		case err == nil:
-			_, err = j.command(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
+			closed, err = j.command(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
 		}
-		return closedIsNil(err)
+		return closed, closedIsNil(err)
 	}
 	result, err := k.do(j, ctx)
 	var p *permanent
 	switch {
 	case errors.As(err, &p):
 		log.Warn("the work has failed", "error", err)
-		_, err = j.command(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+		closed, err = j.command(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 	case err != nil:
 		if ctx.Err() == nil {
 			log.Info("the work has to wait", "error", err)
 			j.progress(Progress{Step: "waiting", Text: err.Error()})
 		}
 	default:
-		_, err = j.command(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
+		closed, err = j.command(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
 	}
-	return closedIsNil(err)
+	return closed, closedIsNil(err)
 }
 
 // command sends a report. Its id names this try of this epoch: the result of

@@ -39,13 +39,14 @@ func Sources(ctx context.Context) []Tree {
 }
 
 // Plan divides sources among machines, one Spec for each label, so that all disks together hold at least total bytes
-// of file data: the directories of the first source are dealt out, the largest first, to whoever has least; the other
-// sources fill up whoever has less than an equal share.
+// of file data and about as many files each: the directories of the first source are dealt out, the fullest first, to
+// whoever has fewest files; the other sources fill up whoever has less than an equal share of the bytes. A directory
+// that holds too much to be dealt out fairly is taken apart, without the files that stand beside its directories.
 func Plan(sources []Tree, total int64, labels ...string) ([]Spec, error) {
 	if len(sources) == 0 || len(labels) == 0 {
 		return nil, &Error{Code: CodeSource, Message: "a plan needs a label and a tree"}
 	}
-	specs, load := make([]Spec, len(labels)), make([]int64, len(labels))
+	specs, load := make([]Spec, len(labels)), make([]int, len(labels))
 	for i, label := range labels {
 		specs[i] = Spec{Label: label, MinBytes: (total + int64(len(labels)) - 1) / int64(len(labels))}
 		// Machines do not all begin with the same tree: their disks would be the same.
@@ -54,41 +55,55 @@ func Plan(sources []Tree, total int64, labels ...string) ([]Spec, error) {
 			specs[i].More = append(specs[i].More, rest[(i+j)%len(rest)])
 		}
 	}
-	type part struct {
-		tree  Tree
-		bytes int64
-	}
-	entries, err := os.ReadDir(sources[0].Source)
+	parts, err := directories(sources[0])
 	if err != nil {
 		return nil, &Error{Code: CodeSource, Message: "the tree cannot be opened", Err: err}
 	}
-	var parts []part
-	for _, e := range entries {
-		if e.IsDir() {
-			t := Tree{Source: filepath.Join(sources[0].Source, e.Name()), At: filepath.Join(sources[0].At, e.Name())}
-			parts = append(parts, part{t, treeBytes(t.Source)})
+	all := 0
+	for _, p := range parts {
+		all += p.files
+	}
+	for i := 0; i < len(parts); i++ {
+		if parts[i].files <= all/(2*len(labels)) {
+			continue
+		}
+		if inner, err := directories(parts[i].tree); err == nil && len(inner) > 1 {
+			parts = append(parts, inner...)
+			parts[i].files = 0
 		}
 	}
-	slices.SortStableFunc(parts, func(a, b part) int { return cmp.Compare(b.bytes, a.bytes) })
+	parts = slices.DeleteFunc(parts, func(p part) bool { return p.files == 0 })
+	slices.SortStableFunc(parts, func(a, b part) int { return cmp.Compare(b.files, a.files) })
 	for _, p := range parts {
 		least := slices.Index(load, slices.Min(load))
 		specs[least].Trees = append(specs[least].Trees, p.tree)
-		load[least] += p.bytes
+		load[least] += p.files
 	}
 	return specs, nil
 }
 
-// treeBytes is an estimate: what cannot be read counts nothing.
-func treeBytes(dir string) int64 {
-	var sum int64
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+// part is a directory that goes to one machine.
+type part struct {
+	tree  Tree
+	files int
+}
+
+// directories are those that stand in a tree, with the files below each. What cannot be read counts nothing.
+func directories(t Tree) ([]part, error) {
+	entries, err := os.ReadDir(t.Source)
+	var parts []part
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		p := part{tree: Tree{Source: filepath.Join(t.Source, e.Name()), At: filepath.Join(t.At, e.Name())}}
+		_ = filepath.WalkDir(p.tree.Source, func(_ string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				p.files++
+			}
 			return nil
-		}
-		if info, err := d.Info(); err == nil {
-			sum += info.Size()
-		}
-		return nil
-	})
-	return sum
+		})
+		parts = append(parts, p)
+	}
+	return parts, err
 }
