@@ -1,0 +1,95 @@
+package region
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/aggregates/work"
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// slowTelling executes reports, and the journal tells of them later.
+type slowTelling struct {
+	mu   sync.Mutex
+	tip  uint64
+	said []string
+}
+
+func (s *slowTelling) Command(_ context.Context, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.said = append(s.said, verb)
+	s.tip++
+	return s.tip, nil
+}
+
+// TestReportedIsNotBegunAgain: an order whose end was reported is still open for
+// projections that lag; it is left alone until they have come so far.
+func TestReportedIsNotBegunAgain(t *testing.T) {
+	a := storeOf(t, t.TempDir())
+	defer func() { closeStore(t, a) }()
+	j := journal.NewMemory(events.NewRegistry(), time.Now)
+	id := events.WorkID(events.DeriveID("acme", "command", "work"))
+	ref := work.Ref{Region: "sydney", Work: id}
+	put := func(expect events.Head, e events.Event) events.Record {
+		t.Helper()
+		command := events.CommandID(events.DeriveID("acme", events.CommandID(e.EventType()), "command"))
+		r, err := j.Append(t.Context(), journal.Proposal{Aggregate: ref.Aggregate("acme"), Expect: expect, ID: events.DeriveID("acme", command, "event"), Time: time.Now(),
+			Actor: events.Actor{Account: "acme", User: "ann"}, Command: events.CommandRef{ID: command, Digest: events.DigestOf([]byte(command))},
+			Correlation: string(command), Event: e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	ordered := put(events.Head{}, events.WorkOrdered{Kind: events.WorkRemove, Operation: events.OperationID(id), Order: events.Order{Template: "73291467", Version: 1, Manifest: events.DigestOf(nil)}})
+	reads, err := projections.Open(filepath.Join(a.cfg.Dir, "reads"), projections.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reads.Close()
+	if a.feed, err = reads.Feed(projections.All()...); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.feed.Run(ctx, j) }()
+	defer func() { cancel(); <-ended }()
+	if err := a.feed.WaitFor(ctx, ordered.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	told := &slowTelling{tip: ordered.Sequence}
+	a.cfg.Commander, a.cfg.Journal, a.cfg.Slots = told, j, 4
+	a.jobs, a.ready = map[events.WorkID]*running{}, newReadyDisks(a.cache)
+	active, done := 0, make(chan error, 4)
+	look := func() {
+		t.Helper()
+		if _, err := a.reconcile(ctx, &active, done); err != nil {
+			t.Fatal(err)
+		}
+		for ; active > 0; active-- {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	look()
+	look()
+	if len(told.said) != 2 || told.said[1] != "report-done" {
+		t.Fatalf("the order was worked on with %v", told.said)
+	}
+	started := put(ordered.Head(), events.WorkStarted{Epoch: 1, Attempt: 1})
+	last := put(started.Head(), events.WorkDone{Epoch: 1})
+	if err := a.feed.WaitFor(ctx, last.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if len(told.said) != 2 || len(a.jobs) != 0 {
+		t.Errorf("a closed order was worked on with %v and left %d jobs", told.said, len(a.jobs))
+	}
+}
