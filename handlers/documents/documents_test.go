@@ -48,9 +48,9 @@ func openBucket(t *testing.T, s *bus.Server) *documents.Bucket {
 	return b
 }
 
-// stores are all implementations; every one passes every test.
-func stores(t *testing.T) map[string]documents.Store {
-	key := ed25519.NewKeyFromSeed(seed)
+// served is a bucket, and an agent's connection to where it is served.
+func served(t *testing.T) (*documents.Bucket, documents.Requester) {
+	t.Helper()
 	s := startBus(t)
 	bucket := openBucket(t, s)
 	conn, err := s.Connect()
@@ -68,7 +68,14 @@ func stores(t *testing.T) map[string]documents.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(agent.Close)
-	return map[string]documents.Store{"memory": documents.NewMemory(key), "bucket": bucket, "remote": documents.NewRemote(agent)}
+	return bucket, agent
+}
+
+// stores are all implementations; every one passes every test.
+func stores(t *testing.T) map[string]documents.Store {
+	key := ed25519.NewKeyFromSeed(seed)
+	bucket, agent := served(t)
+	return map[string]documents.Store{"memory": documents.NewMemory(key), "bucket": bucket, "remote": documents.NewRemote(agent, key.Public().(ed25519.PublicKey))}
 }
 
 func TestStores(t *testing.T) {
@@ -181,5 +188,19 @@ func TestCanonical(t *testing.T) {
 	const want = `{"edges":[],"nodes":[{"id":"web","items":[{"class":"production","kind":"disk","name":"root","size":70368744177664}],"name":"Wéb <1>","power":"running","type":"machine"}]}`
 	if string(doc) != want || digest != events.DigestOf([]byte(want)) {
 		t.Errorf("%s\n%s", doc, digest)
+	}
+}
+
+// TestForeignSignature: whoever asks the control plane takes nothing that another
+// one has signed.
+func TestForeignSignature(t *testing.T) {
+	bucket, agent := served(t)
+	digest, err := bucket.Put(t.Context(), []byte("a manifest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{99}, ed25519.SeedSize)).Public().(ed25519.PublicKey)
+	if got, err := documents.NewRemote(agent, other).Get(t.Context(), digest); documents.CodeOf(err) != documents.Damaged || got != nil {
+		t.Errorf("a document that another one has signed: %q, %v", got, err)
 	}
 }

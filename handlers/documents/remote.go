@@ -2,6 +2,7 @@ package documents
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -104,13 +105,18 @@ type Requester interface {
 	RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error)
 }
 
-// Remote is the Store at the other end of the bus. It checks what it gets.
-type Remote struct{ conn Requester }
+// Remote is the Store at the other end of the bus. It checks what it gets, the
+// signature as well.
+type Remote struct {
+	conn   Requester
+	signer ed25519.PublicKey
+}
 
 var _ Store = (*Remote)(nil)
 
-// NewRemote makes a store over a connection, which is the caller's to close.
-func NewRemote(conn Requester) *Remote { return &Remote{conn} }
+// NewRemote makes a store over a connection, which is the caller's to close, for
+// documents that the control plane with this key has signed.
+func NewRemote(conn Requester, signer ed25519.PublicKey) *Remote { return &Remote{conn, signer} }
 
 // Put sends the document to be stored.
 func (r *Remote) Put(ctx context.Context, document []byte) (events.Digest, error) {
@@ -128,7 +134,8 @@ func (r *Remote) Put(ctx context.Context, document []byte) (events.Digest, error
 	return want, nil
 }
 
-// Get fetches the document.
+// Get fetches the document and the signature beside it. Errors: as for a Store;
+// Damaged also where somebody else has signed it.
 func (r *Remote) Get(ctx context.Context, digest events.Digest) ([]byte, error) {
 	if err := addressed(digest); err != nil {
 		return nil, err
@@ -137,7 +144,17 @@ func (r *Remote) Get(ctx context.Context, digest events.Digest) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return checked(digest, document)
+	if document, err = checked(digest, document); err != nil {
+		return nil, err
+	}
+	signature, err := r.Signature(ctx, digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := Verify(r.signer, document, signature); err != nil {
+		return nil, err
+	}
+	return document, nil
 }
 
 // Signature fetches the signature beside the document.

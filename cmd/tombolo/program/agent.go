@@ -100,7 +100,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	docs := documents.NewRemote(conn)
+	docs := documents.NewRemote(conn, c.Enrolment.Signer)
 	control := client.New(conn, c.Enrolment.Region)
 	composed := region.Config{
 		Dir: c.Dir, Region: c.Enrolment.Region,

@@ -31,6 +31,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.signer = signing.Public().(ed25519.PublicKey)
 	if p.documents, err = documents.Open(ctx, p.conn, signing, 0); err != nil {
 		return err
 	}

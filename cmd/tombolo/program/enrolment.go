@@ -2,6 +2,7 @@ package program
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -29,6 +30,7 @@ type Enrolment struct {
 	HTTP        string          `json:"http"`        // base URL of the control plane
 	Journal     string          `json:"journal"`     // id of the journal: another one is refused
 	Seed        string          `json:"seed"`        // of the agent's nkey
+	Signer      []byte          `json:"signer"`      // Ed25519: what the control plane signs manifests with
 	Authority   string          `json:"authority"`   // PEM: who signs the regions' certificates
 	Certificate string          `json:"certificate"` // PEM: names the region
 	Key         string          `json:"key"`         // PEM: of the certificate
@@ -49,8 +51,8 @@ func ReadEnrolment(path string) (Enrolment, error) {
 	if e.Format != enrolmentFormat {
 		return e, &Error{"enrolment-invalid", fmt.Sprintf("%s is of form %d, this program reads %d", path, e.Format, enrolmentFormat), next}
 	}
-	if !events.IsToken(string(e.Region)) || e.NATS == "" || e.Journal == "" || e.Seed == "" {
-		return e, &Error{"enrolment-invalid", path + " lacks its region, the bus, the journal or the key", next}
+	if !events.IsToken(string(e.Region)) || e.NATS == "" || e.Journal == "" || e.Seed == "" || len(e.Signer) != ed25519.PublicKeySize {
+		return e, &Error{"enrolment-invalid", path + " lacks its region, the bus, the journal, the key or whom to believe", next}
 	}
 	if _, _, err := e.identity(); err != nil {
 		return e, &Error{"enrolment-invalid", fmt.Sprintf("%s: %v", path, err), next}
@@ -100,7 +102,7 @@ func (p *Program) enrolment(id events.RegionID, k key) (Enrolment, error) {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
 	at := p.Addresses()
-	return Enrolment{Format: enrolmentFormat, Region: id, NATS: at.NATS, HTTP: at.HTTP, Journal: p.journalID, Seed: k.Seed, Authority: string(authority.PEM()),
+	return Enrolment{Format: enrolmentFormat, Region: id, NATS: at.NATS, HTTP: at.HTTP, Journal: p.journalID, Seed: k.Seed, Signer: p.signer, Authority: string(authority.PEM()),
 		Certificate: string(chain), Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))}, nil
 }
 

@@ -6,6 +6,7 @@ package program
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -64,6 +65,7 @@ type Program struct {
 	inbox        *commands.Inbox
 	feeds        *bus.Feeds
 	journalID    string
+	signer       ed25519.PublicKey
 	documents    *documents.Bucket
 	bootstrapped uint64 // position at which accounts and regions are there
 	listener     net.Listener
