@@ -1,10 +1,17 @@
 package testenv
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -64,12 +71,31 @@ func TestBadInput(t *testing.T) {
 	}
 	defer busy.Close()
 	file := func(name, content string) string { return filepath.Base(w.File(name, []byte(content))) }
+	take := func(path string) []string { return []string{"env", "import", path, "--region", "beijing"} }
 	create := func(spec string) []string { return []string{"env", "create", "--region", "beijing", "-f", spec} }
 	future := filepath.Join(w.Dir, "future")
 	if err := os.MkdirAll(future, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	w.File("future/format", []byte("99\n"))
+	past := filepath.Join(w.Dir, "past")
+	if err := os.MkdirAll(past, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.File("past/format", []byte("0\n"))
+	w.File("raw.img", Disk(2, 2*mib))
+	cut := func(name, format string, options ...string) string {
+		t.Helper()
+		path := filepath.Join(w.Dir, name)
+		args := append([]string{"convert", "-f", "raw", "-O", format}, options...)
+		if out, err := exec.CommandContext(w.Context(), "qemu-img", append(args, filepath.Join(w.Dir, "raw.img"), path)...).CombinedOutput(); err != nil {
+			t.Fatalf("qemu-img: %v: %s", err, out)
+		}
+		if err := os.Truncate(path, mib); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
 	notEnrolled := file("enrolment.json", `{"format": 1, "region": "beijing"}`)
 	position := w.Position()
 	for _, c := range []struct {
@@ -85,6 +111,14 @@ func TestBadInput(t *testing.T) {
 		{"a network that is not there", create(file("e.yaml", machine+"  - {name: a, interfaces: [{network: wan, address: 10.1.0.2}]}\n")), 1, "environment-invalid"},
 		{"a disk that is not there", create(file("f.yaml", machine+"  - {name: a, disks: [{name: root, file: gone.img}]}\n")), 1, "disk-missing"},
 		{"an empty disk", create(file("g.yaml", machine+"  - {name: a, disks: [{name: root, file: empty.img}]}\n")), 1, "disk-missing"},
+		{"a qcow2 that ends too early", take(cut("cut.qcow2", "qcow2")), 1, "disk-truncated"},
+		{"a streamed VMDK that ends too early", take(cut("cut.vmdk", "vmdk", "-o", "subformat=streamOptimized")), 1, "disk-truncated"},
+		{"a qcow2 over another file", take(backed(t, w)), 1, "disk-has-backing-file"},
+		{"a package that leads out of its folder", take(archive(t, w, "a.ova", tar.Header{Name: "../../evil"})), 1, "ova-entry-name"},
+		{"a package with a link", take(archive(t, w, "b.ova", tar.Header{Name: "disk.img", Typeflag: tar.TypeSymlink, Linkname: "/etc/shadow"})), 1, "ova-entry-type"},
+		{"a package of absurd size", take(archive(t, w, "c.ova", tar.Header{Name: "disk.img", Size: 1 << 60})), 1, "ova-entry-too-large"},
+		{"a package that unpacks to far more", take(bomb(t, w)), 1, "ova-expands-too-much"},
+		{"no package", take(file("d.ova", "this is no archive")), 1, "ova-damaged"},
 		{"a region that is not there", []string{"env", "create", "--region", "atlantis", "-f", file("h.yaml", machine+"  - {name: a}\n")}, 3, "region-unknown"},
 		{"a template that is not there", []string{"where", "nothing"}, 3, "template-unknown"},
 		{"a port in use, HTTP", []string{"up", "--data", "x", "--http", busy.Addr().String(), "--nats", "127.0.0.1:0"}, 1, "port-in-use"},
@@ -94,6 +128,7 @@ func TestBadInput(t *testing.T) {
 		{"an agent's directory in use", []string{"agent", "run", "--data", "beijing", "--enrolment", w.Agents["beijing"].Enrolment}, 1, "agent-dir-in-use"},
 		{"a data directory of a later program", []string{"server", "--data", "future", "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0"}, 1, "data-format-unknown"},
 		{"an agent's directory of a later program", []string{"agent", "run", "--data", "future", "--enrolment", w.Agents["beijing"].Enrolment}, 1, "data-format-unknown"},
+		{"a data directory of an earlier program", []string{"server", "--data", "past", "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0"}, 1, "data-format-unknown"},
 		{"half an enrolment", []string{"agent", "run", "--data", "y", "--enrolment", notEnrolled}, 1, "enrolment-invalid"},
 		{"no enrolment", []string{"agent", "run", "--data", "y", "--enrolment", "nowhere.json"}, 1, "enrolment-unreadable"},
 		{"enrolment in a region that is not there", []string{"agent", "enroll", "--region", "atlantis", "-o", "z.json"}, 3, "region-unknown"},
@@ -113,10 +148,99 @@ func TestBadInput(t *testing.T) {
 	if err := w.Client().Once(w.Context(), "POST", "/v1/environments", map[string]any{"region": "beijing", "spec": strings.Repeat("x", mib+64<<10)}, nil); CodeOf(err) != "bad-request" {
 		t.Errorf("more than 1 MiB of specification: %v", err)
 	}
+	oversize(t, w)
 	if left, err := filepath.Glob(filepath.Join(future, "*")); err != nil || len(left) > 3 { // the mark, and the two files that are locked
 		t.Errorf("a directory of a later program was worked on: %v %v", left, err)
 	}
 	w.Clean()
+}
+
+// backed makes a qcow2 image that is only a difference to another file.
+func backed(t *testing.T, w *World) string {
+	t.Helper()
+	path := filepath.Join(w.Dir, "over.qcow2")
+	if out, err := exec.CommandContext(w.Context(), "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", filepath.Join(w.Dir, "raw.img"), path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	return path
+}
+
+// envelope is the descriptor of a machine with one disk, which has this many bytes.
+func envelope(attributes string, capacity int64) string {
+	const space, cim = "http://schemas.dmtf.org/ovf/envelope/1", "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
+	return fmt.Sprintf(`<?xml version="1.0"?><Envelope xmlns="%[1]s" xmlns:ovf="%[1]s" xmlns:rasd="%[2]s"><References><File ovf:id="f" ovf:href="disk.img" %[3]s/></References>
+<DiskSection><Info/><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="%[4]d" ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection>
+<VirtualSystem ovf:id="vm"><Info/><VirtualHardwareSection><Info/><Item><rasd:HostResource>ovf:/disk/d</rasd:HostResource><rasd:InstanceID>1</rasd:InstanceID><rasd:ResourceType>17</rasd:ResourceType></Item></VirtualHardwareSection></VirtualSystem></Envelope>`,
+		space, cim, attributes, capacity)
+}
+
+// archive makes an OVA of a good descriptor and one entry that only its header describes.
+func archive(t *testing.T, w *World, name string, entry tar.Header) string {
+	t.Helper()
+	var b bytes.Buffer
+	out := tar.NewWriter(&b)
+	descriptor := envelope("", mib)
+	err := out.WriteHeader(&tar.Header{Name: "shop.ovf", Mode: 0o600, Size: int64(len(descriptor))})
+	if err == nil {
+		_, err = out.Write([]byte(descriptor))
+	}
+	if entry.Mode = 0o600; entry.Typeflag == 0 {
+		entry.Typeflag = tar.TypeReg
+	}
+	if err = errors.Join(err, out.WriteHeader(&entry)); err != nil {
+		t.Fatal(err)
+	}
+	return w.File(name, b.Bytes()) // without the content that a large entry promises
+}
+
+// bomb makes an OVA whose disk is a kilobyte that unpacks to far more than the disk can be.
+func bomb(t *testing.T, w *World) string {
+	t.Helper()
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	_, err := io.CopyN(z, zeros{}, 512*mib)
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	out := tar.NewWriter(&b)
+	for _, f := range []struct{ name, content string }{{"shop.ovf", envelope(`ovf:compression="gzip"`, mib)}, {"disk.img", packed.String()}} {
+		err = errors.Join(err, out.WriteHeader(&tar.Header{Name: f.name, Mode: 0o600, Size: int64(len(f.content))}))
+		if _, e := out.Write([]byte(f.content)); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return w.File("bomb.ova", b.Bytes())
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// oversize: a command on the bus that is larger than commands are, or than
+// messages are, is refused with a code and the connection stays.
+func oversize(t *testing.T, w *World) {
+	t.Helper()
+	conn, err := bus.Connect(w.Admin.NATS, w.Admin.Seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	subject := "tombolo.command.default.template.protect"
+	answer, err := conn.RequestMsgWithContext(w.Context(), &nats.Msg{Subject: subject, Data: []byte(`{"template":"` + strings.Repeat("1", 512<<10) + `"}`)})
+	if err != nil || !strings.Contains(string(answer.Data), `"too-large"`) {
+		t.Errorf("a command of 512 KiB: %v %.300s", err, answer.Data)
+	}
+	if err := conn.PublishMsg(&nats.Msg{Subject: subject, Data: make([]byte, 2*mib)}); !errors.Is(err, nats.ErrMaxPayload) {
+		t.Errorf("a message of 2 MiB: %v", err)
+	}
+	answer, err = conn.RequestMsgWithContext(w.Context(), &nats.Msg{Subject: subject, Data: []byte(`{"template":"00000000","protected":true}`)})
+	if err != nil || !strings.Contains(string(answer.Data), `"template-`) {
+		t.Errorf("the connection after it: %v %.300s", err, answer.Data)
+	}
 }
 
 // TestBadInputDiskChanges: a disk's file that changes while it is sent makes no
