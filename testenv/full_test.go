@@ -1,41 +1,75 @@
 package testenv
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 )
 
-// small runs the real program, and one of its processes on a small disk of its
-// own: a tmpfs in a mount namespace, over the process's data directory.
+// small runs the real program, and one of its processes with a small disk of its
+// own: a tmpfs in a mount namespace that outlives the process.
 type small struct {
 	Real
-	scripts string
-	name    string
-	dir     string
-	bytes   int
+	name   string // of the process
+	script string // that runs the program within the namespace
+	root   string // of the namespace, as others see it
 }
 
-// Command is the program, or for the process on the small disk a script that
-// makes the disk first.
-func (s *small) Command(name string) (string, []string) {
-	if name != s.name {
-		return s.Real.Command(name)
+// smallDisk makes a disk of so many bytes at dir, for one process.
+func smallDisk(t *testing.T, tombolo Real, name, dir string, bytes int) *small {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	script := filepath.Join(s.scripts, name)
-	namespace := "-m"
+	unshare, enter := []string{"-m"}, "-m"
 	if os.Geteuid() != 0 {
-		namespace = "-Urm"
+		unshare, enter = []string{"-Urm"}, "-U -m --preserve-credentials"
 	}
-	text := fmt.Sprintf("#!/bin/sh\nmkdir -p '%[1]s'\nexec unshare %[2]s sh -c 'mount -t tmpfs -o size=%[3]d tmpfs \"$0\" && exec \"$@\"' '%[1]s' '%[4]s' \"$@\"\n",
-		s.dir, namespace, s.bytes, s.Path)
-	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
-		return script, nil // which then cannot be started, and says why
+	mount := fmt.Sprintf("mount -t tmpfs -o size=%d tmpfs '%s' && echo mounted && exec cat", bytes, dir)
+	holder := exec.Command("unshare", append(unshare, "sh", "-c", mount)...)
+	holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	end, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return script, nil
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(end.Close(), holder.Wait()); err != nil {
+			t.Error(err)
+		}
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("mount: %q %v", line, err)
+	}
+	s := &small{Real: tombolo, name: name, script: filepath.Join(t.TempDir(), name), root: fmt.Sprintf("/proc/%d/root", holder.Process.Pid)}
+	text := fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d %s '%s' \"$@\"\n", holder.Process.Pid, enter, tombolo.Path)
+	if err := os.WriteFile(s.script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Command is the program, and for the process on the small disk the script.
+func (s *small) Command(name string) (string, []string) {
+	command, env := s.Real.Command(name)
+	if name == s.name {
+		command = s.script
+	}
+	return command, env
 }
 
 // TestFullDiskOfARegion: a disk that does not fit is refused with a code; nothing
@@ -44,7 +78,7 @@ func TestFullDiskOfARegion(t *testing.T) {
 	t.Parallel()
 	tombolo := realProgram(t)
 	dir := t.TempDir()
-	kind := &small{Real: tombolo, scripts: t.TempDir(), name: "beijing", dir: filepath.Join(dir, "beijing"), bytes: 192 * mib}
+	kind := smallDisk(t, tombolo, "beijing", filepath.Join(dir, "beijing"), 192*mib)
 	w := New(t, kind, Options{Regions: []string{"beijing"}, Dir: dir})
 	w.Pools(8)
 	for _, c := range []struct {
@@ -74,6 +108,59 @@ func TestFullDiskOfARegion(t *testing.T) {
 		if e.State != "failed" && e.Name != "small" {
 			t.Errorf("environment %s is %s", e.Name, e.State)
 		}
+	}
+	w.Clean()
+}
+
+// TestFullDiskOfTheControlPlane: when the disk under the journal has no byte left,
+// commands are refused with a code and the program ends with one; what it had
+// accepted is there when it has room and is started again, and a command whose
+// outcome was unknown can be sent again.
+func TestFullDiskOfTheControlPlane(t *testing.T) {
+	t.Parallel()
+	tombolo := realProgram(t)
+	dir := t.TempDir()
+	data := filepath.Join(dir, "server", "bus")
+	kind := smallDisk(t, tombolo, "server", data, 256*mib)
+	w := New(t, kind, Options{Regions: []string{"beijing"}, Dir: dir, Durable: true})
+	w.Pools(8)
+	ballast := filepath.Join(kind.root, data, "ballast")
+	f, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for block := bytes.Repeat([]byte{'x'}, 4096); err == nil; {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	add := func(i int) error {
+		body := map[string]any{"region": "beijing", "type": "public-address", "prefix": fmt.Sprintf("10.0.%d.0/28", i)}
+		return w.Client().Once(w.Context(), "POST", "/v1/pools", body, nil)
+	}
+	accepted := 0
+	for err = add(0); err == nil && accepted < 255; err = add(accepted) { // what is left of a block of the disk
+		accepted++
+	}
+	if err == nil {
+		t.Fatal("the disk never was full")
+	}
+	if code := w.Server.Exit(w.Context()); code != 1 || !strings.Contains(w.Server.Log(), `"code":"bus-disk-failed"`) {
+		t.Fatalf("exit %d: %s", code, w.Server.Log())
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	w.StartServer()
+	if err := add(accepted); err != nil {
+		t.Errorf("sent again: %v", err)
+	}
+	if p := w.PoolOf("beijing"); p.Size != 8+16*(accepted+1) {
+		t.Errorf("%d ranges of 16 addresses were added to 8, the pool has %d", accepted+1, p.Size)
 	}
 	w.Clean()
 }

@@ -95,6 +95,7 @@ type Server struct {
 	sync  Sync
 	core  nkeys.KeyPair // the control plane's, of this process alone
 	guard *nats.Conn
+	log   *logger
 }
 
 // Embedded starts a server and returns once it answers. Errors are *Error.
@@ -135,7 +136,7 @@ func Embedded(o Options) (_ *Server, err error) {
 		return nil, &Error{NotStarted, "configure the server", err}
 	}
 	g.nats, g.house = s, &house{nats: s, open: map[events.AccountID]*server.Account{}}
-	log := &logger{log: o.Log}
+	log := &logger{log: o.Log, failed: make(chan error, 1)}
 	s.SetLoggerV2(log, o.Log.Enabled(context.Background(), slog.LevelDebug), false, false)
 	s.Start()
 	if fatal := log.fatal(); fatal != "" || !s.ReadyForConnections(o.Patience) || !s.JetStreamEnabled() {
@@ -146,7 +147,7 @@ func Embedded(o Options) (_ *Server, err error) {
 		}
 		return nil, &Error{NotStarted, fatal, nil}
 	}
-	b := &Server{nats: s, lock: lock, sync: o.Sync, core: core}
+	b := &Server{nats: s, lock: lock, sync: o.Sync, core: core, log: log}
 	if err := b.furnish(g.house, o.Log); err != nil {
 		s.Shutdown()
 		s.WaitForShutdown()
@@ -288,6 +289,10 @@ func (s *Server) URL() string {
 
 // Sync says when acknowledged messages are on the disk.
 func (s *Server) Sync() Sync { return s.sync }
+
+// Failed tells that the disk did not take what a stream has to store: it takes
+// nothing more until the server is started again.
+func (s *Server) Failed() <-chan error { return s.log.failed }
 
 // MaxStore is the most bytes that streams may take.
 func (s *Server) MaxStore() int64 { return s.nats.JetStreamConfig().MaxStore }

@@ -105,7 +105,10 @@ type Request struct {
 
 // Do executes a command. Errors: a *aggregates.Refusal, a *GraphError, or what
 // the journal and the directory answer; FailureOf turns them into what a client is told.
+// It takes no longer than patience: a journal that cannot be written would be tried without end.
 func (d *Door) Do(ctx context.Context, r Request) (Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	c, err := d.admit(ctx, r)
 	if err != nil {
 		return Answer{}, err

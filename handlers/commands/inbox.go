@@ -31,7 +31,6 @@ const (
 	inboxSubjects  = "tombolo.queue.inbox."  // <account>.<kind>.<verb>
 	parkedSubjects = "tombolo.queue.parked." // the same
 	inboxConsumer  = "commands"
-	inboxBytes     = 1 << 30
 	// poisonTries is how often a command is tried whose failure is not that of
 	// something it needs.
 	poisonTries = 5
@@ -72,8 +71,9 @@ type envelope struct {
 }
 
 // OpenInbox opens the inbox's streams, and creates them with so many replicas
-// (0 means 1) where they are not there.
-func OpenInbox(ctx context.Context, conn *nats.Conn, d *Door, replicas int) (*Inbox, error) {
+// (0 means 1) where they are not there. What waits may take so many bytes, and
+// what could not be executed an eighth of it.
+func OpenInbox(ctx context.Context, conn *nats.Conn, d *Door, bytes int64, replicas int) (*Inbox, error) {
 	js, err := jetstream.New(conn)
 	if err != nil {
 		return nil, fmt.Errorf("open the inbox: %w", err)
@@ -82,14 +82,14 @@ func OpenInbox(ctx context.Context, conn *nats.Conn, d *Door, replicas int) (*In
 	stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: InboxStream, Description: "Commands accepted and not yet executed", Subjects: []string{inboxSubjects + ">"},
 		Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Replicas: max(replicas, 1),
-		Discard: jetstream.DiscardNew, MaxBytes: inboxBytes, Duplicates: 2 * time.Minute,
+		Discard: jetstream.DiscardNew, MaxBytes: bytes, Duplicates: 2 * time.Minute,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the inbox: %w", err)
 	}
 	in.parked, err = js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: ParkedStream, Description: "Commands that could not be executed, and why", Subjects: []string{parkedSubjects + ">"},
-		Storage: jetstream.FileStorage, Replicas: max(replicas, 1), Discard: jetstream.DiscardNew, MaxBytes: inboxBytes / 8,
+		Storage: jetstream.FileStorage, Replicas: max(replicas, 1), Discard: jetstream.DiscardNew, MaxBytes: bytes / 8,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the inbox: %w", err)

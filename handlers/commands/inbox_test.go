@@ -81,7 +81,7 @@ func TestInbox(t *testing.T) {
 
 	// It executes again after a restart, by another instance.
 	send(t, ann, subject, "p-5", `{"template":"10000001","protected":false}`).ok(t)
-	reopened, err := commands.OpenInbox(t.Context(), w.core, w.door, 1)
+	reopened, err := commands.OpenInbox(t.Context(), w.core, w.door, 64<<20, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestInboxWaitsForTheJournal(t *testing.T) {
 	m := &moody{Journal: w.journal}
 	m.refusals.Store(6)
 	door := w.newDoor(t, m)
-	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 1)
+	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 64<<20, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func TestInboxParksPoison(t *testing.T) {
 	w := newWorld(t)
 	w.template(t, "10000001")
 	door := w.newDoor(t, poisoned{w.journal})
-	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 1)
+	inbox, err := commands.OpenInbox(t.Context(), w.core, door, 64<<20, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func newWorld(t testing.TB) *world {
 	}
 	w.users = u
 	w.door = w.newDoor(t, w.journal)
-	if w.inbox, err = commands.OpenInbox(t.Context(), w.core, w.door, 1); err != nil {
+	if w.inbox, err = commands.OpenInbox(t.Context(), w.core, w.door, 64<<20, 1); err != nil {
 		t.Fatal(err)
 	}
 	if w.service, err = commands.Serve(w.core, w.door, w.inbox); err != nil {

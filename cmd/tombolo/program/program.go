@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -103,8 +104,11 @@ func (e *Error) Error() string { return e.Text + " (" + e.Code + ")" }
 // DefaultRegions are those of a new data directory if nobody names others.
 func DefaultRegions() []string { return []string{"beijing", "sydney", "chicago"} }
 
-// journalBytes is the most that the journal of a new directory may take.
-const journalBytes = 8 << 30
+// The most that the journal of a new directory may take, and commands that wait.
+const (
+	journalBytes = 8 << 30
+	inboxBytes   = 1 << 30
+)
 
 // New opens the data directory and everything over it. Nothing is answered
 // before Run. Errors: *Error, *bus.Error, or what lies beneath.
@@ -112,7 +116,7 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Close())
+			err = errors.Join(explained(err), p.Close())
 		}
 	}()
 	if p.config.Dir, err = filepath.Abs(c.Dir); err != nil {
@@ -260,6 +264,18 @@ func (p *Program) openJournal(ctx context.Context) error {
 	return nil
 }
 
+// diskFailure waits for the disk to fail under the bus. The program ends then:
+// started again, it reads what is really there.
+func (p *Program) diskFailure(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case err := <-p.bus.Failed():
+		return &Error{"bus-disk-failed", fmt.Sprintf("the disk under the bus takes nothing more: %v", err),
+			"make room on the disk, then start again: what was answered is stored, what was not can be sent again with the same command id"}
+	}
+}
+
 // finishing says which events the last tenth of the journal is kept for: those
 // that end, undo or release something.
 func finishing(t events.Type) bool {
@@ -360,6 +376,7 @@ func (p *Program) Run(ctx context.Context) error {
 			p.config.Log.Error("the projections have stopped", "error", err)
 		}
 	})
+	part("the bus", p.diskFailure)
 	part("the processes", p.runner.Run)
 	part("the deadlines", p.endDeadlines)
 	parts.Go(func() { p.followTenants(ctx) })
@@ -416,8 +433,15 @@ func (p *Program) Ready(ctx context.Context) error {
 	return nil
 }
 
+// storageExhausted is nats-server's JSStorageResourcesExceededErr, which jetstream does not name.
+const storageExhausted jetstream.ErrorCode = 10047
+
 // explained gives a code to what ends a program and a person can mend.
 func explained(err error) error {
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == storageExhausted {
+		return &Error{"disk-too-small", err.Error(), "the streams reserve a part of what is free on the disk when they are made: make room, or choose another disk"}
+	}
 	if errors.Is(err, events.ErrUnknownEvent) {
 		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
 	}
