@@ -77,6 +77,17 @@ func (s State) known(r Ref) error {
 	return nil
 }
 
+// hears says why an agent of this epoch has no say in the order.
+func (s State) hears(r Ref, epoch int) error {
+	if err := s.known(r); err != nil {
+		return err
+	}
+	if epoch < s.epoch {
+		return aggregates.Refuse("stale-epoch", "epoch %d has lost the region to epoch %d", epoch, s.epoch)
+	}
+	return nil
+}
+
 // Order asks the region for one effect.
 type Order struct {
 	Ref
@@ -99,22 +110,16 @@ type Start struct {
 
 // Decide lets the newest epoch have it; an older one has lost its region.
 func (c Start) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
-	if err := s.known(c.Ref); err != nil {
+	if err := s.hears(c.Ref, c.Epoch); err != nil {
 		return nil, err
 	}
 	switch {
-	case c.Epoch < s.epoch:
-		return nil, staleEpoch(c.Epoch, s.epoch)
 	case s.phase == ordered, (s.phase == started || s.phase == undoing) && c.Epoch > s.epoch:
 		return events.WorkStarted{Epoch: c.Epoch, Attempt: s.attempt + 1}, nil
 	case s.phase == started || s.phase == undoing:
 		return nil, nil
 	}
 	return nil, aggregates.Refuse("work-closed", "work order %s is not open", c.Work)
-}
-
-func staleEpoch(have, newest int) error {
-	return aggregates.Refuse("stale-epoch", "epoch %d has lost the region to epoch %d", have, newest)
 }
 
 // ReportDone says that the effect is there.
@@ -127,12 +132,10 @@ type ReportDone struct {
 // Decide accepts it from the epoch that has the order. Once the undo is
 // ordered, "done" comes too late: the undo will take the effect away.
 func (c ReportDone) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
-	if err := s.known(c.Ref); err != nil {
+	if err := s.hears(c.Ref, c.Epoch); err != nil {
 		return nil, err
 	}
 	switch {
-	case c.Epoch < s.epoch:
-		return nil, staleEpoch(c.Epoch, s.epoch)
 	case s.phase == started && c.Epoch == s.epoch:
 		return events.WorkDone{Epoch: c.Epoch, Result: c.Result}, nil
 	case s.phase == done, s.undo, s.phase == writtenOff:
@@ -154,12 +157,10 @@ type ReportFailed struct {
 
 // Decide records the failure of a started order.
 func (c ReportFailed) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
-	if err := s.known(c.Ref); err != nil {
+	if err := s.hears(c.Ref, c.Epoch); err != nil {
 		return nil, err
 	}
 	switch {
-	case c.Epoch < s.epoch:
-		return nil, staleEpoch(c.Epoch, s.epoch)
 	case s.phase == started && c.Epoch == s.epoch:
 		return events.WorkFailed{Epoch: c.Epoch, Cause: c.Cause}, nil
 	case s.phase == ordered || s.phase == started:
@@ -193,12 +194,10 @@ type ReportUndone struct {
 
 // Decide records the undo that was ordered.
 func (c ReportUndone) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
-	if err := s.known(c.Ref); err != nil {
+	if err := s.hears(c.Ref, c.Epoch); err != nil {
 		return nil, err
 	}
 	switch {
-	case c.Epoch < s.epoch:
-		return nil, staleEpoch(c.Epoch, s.epoch)
 	case (s.phase == undoing || s.phase == stuck) && c.Epoch == s.epoch:
 		return events.WorkUndone{Epoch: c.Epoch}, nil
 	case s.phase == undoing || s.phase == stuck:
@@ -218,12 +217,10 @@ type ReportStuck struct {
 
 // Decide records it for an undo under way.
 func (c ReportStuck) Decide(s State, _ aggregates.Facts) (events.WorkEvent, error) {
-	if err := s.known(c.Ref); err != nil {
+	if err := s.hears(c.Ref, c.Epoch); err != nil {
 		return nil, err
 	}
 	switch {
-	case c.Epoch < s.epoch:
-		return nil, staleEpoch(c.Epoch, s.epoch)
 	case s.phase == undoing && c.Epoch == s.epoch:
 		return events.WorkStuck{Epoch: c.Epoch, Cause: c.Cause}, nil
 	case s.phase == undoing:

@@ -52,19 +52,11 @@ func (a *app) envImport(one shape) *cobra.Command {
 				return err
 			}
 		}
-		trusted, err := trustedRoots(roots)
-		if err != nil {
-			return err
-		}
-		from, err := a.bring(ctx, args[0], trusted)
+		from, err := a.bring(ctx, args[0], roots)
 		if err != nil {
 			return err
 		}
 		defer from.close()
-		a.findings(from.findings)
-		if s := from.signer; s != nil {
-			a.say("signed by %s (SHA-256 of the certificate %s)", s.Subject, s.Fingerprint)
-		}
 		if a.dryRun {
 			b, err := json.Marshal(map[string]any{"graph": from.graph, "findings": from.findings, "signer": from.signer})
 			if err != nil {
@@ -122,16 +114,11 @@ func (a *app) templateImport(one shape) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		trusted, err := trustedRoots(roots)
-		if err != nil {
-			return err
-		}
-		from, err := a.bring(ctx, args[0], trusted)
+		from, err := a.bring(ctx, args[0], roots)
 		if err != nil {
 			return err
 		}
 		defer from.close()
-		a.findings(from.findings)
 		id, err := c.importEnvironment(ctx, from, regions[0], name)
 		if err != nil {
 			return err
@@ -192,7 +179,11 @@ func (c *client) importAll(ctx context.Context, from brought, at, name string, o
 
 // bring opens what is to be imported and verifies it. What a region has bound is
 // left to the region that it comes to; digests belong to the place they are from.
-func (a *app) bring(ctx context.Context, path string, trusted *x509.CertPool) (out brought, err error) {
+func (a *app) bring(ctx context.Context, path, roots string) (out brought, err error) {
+	trusted, err := trustedRoots(roots)
+	if err != nil {
+		return out, err
+	}
 	if _, stat := os.Stat(filepath.Join(path, graphFile)); stat == nil {
 		if trusted != nil {
 			return out, usage("--trust: %s is a folder that env export wrote, which nobody signs", path)
@@ -231,6 +222,10 @@ func (a *app) bring(ctx context.Context, path string, trusted *x509.CertPool) (o
 			out.close()
 			return brought{}, fmt.Errorf("disk %s: %w", name, err)
 		}
+	}
+	a.findings(out.findings)
+	if s := out.signer; s != nil {
+		a.say("signed by %s (SHA-256 of the certificate %s)", s.Subject, s.Fingerprint)
 	}
 	return out, nil
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/region"
 )
 
 // bars shows how an operation goes, region by region: bars on a terminal, a JSON
@@ -22,7 +22,7 @@ type bars struct {
 	done   sync.WaitGroup
 
 	mu    sync.Mutex
-	rows  map[string]api.Transfer
+	rows  map[string]region.Progress
 	drawn int // lines on the terminal
 }
 
@@ -30,13 +30,13 @@ type bars struct {
 // is no failure: the operation itself says how it ends.
 func (c *client) showProgress(ctx context.Context, id events.OperationID) *bars {
 	ctx, cancel := context.WithCancel(ctx)
-	b := &bars{app: c.app, cancel: cancel, rows: map[string]api.Transfer{}}
+	b := &bars{app: c.app, cancel: cancel, rows: map[string]region.Progress{}}
 	if c.app.quiet {
 		return b
 	}
 	b.done.Go(func() {
 		err := c.stream(ctx, "/v1/operations/"+url.PathEscape(string(id))+"/progress", nil, "", func(_, _ string, data []byte) error {
-			var t api.Transfer
+			var t region.Progress
 			if err := json.Unmarshal(data, &t); err != nil {
 				return err
 			}
@@ -53,7 +53,7 @@ func (c *client) showProgress(ctx context.Context, id events.OperationID) *bars 
 }
 
 // report shows one report.
-func (b *bars) report(t api.Transfer) {
+func (b *bars) report(t region.Progress) {
 	if isTerminal(b.app.err) {
 		b.draw(t)
 		return
@@ -72,7 +72,7 @@ func (b *bars) stop() {
 const barWidth = 30
 
 // draw writes all bars over those drawn before.
-func (b *bars) draw(t api.Transfer) {
+func (b *bars) draw(t region.Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.rows[string(t.Region)+" "+t.Step] = t

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/region"
 )
 
 const (
@@ -261,8 +262,8 @@ type meter struct {
 	shown time.Time
 }
 
-func newMeter(a *app, region events.RegionID, step string) *meter {
-	return &meter{bars: &bars{app: a, rows: map[string]api.Transfer{}}, region: region, step: step, start: time.Now()}
+func newMeter(a *app, at events.RegionID, step string) *meter {
+	return &meter{bars: &bars{app: a, rows: map[string]region.Progress{}}, region: at, step: step, start: time.Now()}
 }
 
 func (m *meter) sent(n int64)     { m.add(n, n) }
@@ -285,7 +286,7 @@ func (m *meter) add(n, wire int64) {
 		return
 	}
 	m.shown = now
-	t := api.Transfer{Region: m.region, Step: m.step, Done: m.done, Total: m.total, Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
+	t := region.Progress{Region: m.region, Step: m.step, Done: m.done, Total: m.total, Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
 	if t.Rate > 0 {
 		t.Left = time.Duration(float64(m.total-m.done) / t.Rate * float64(time.Second))
 	}

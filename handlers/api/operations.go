@@ -11,6 +11,7 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -27,22 +28,6 @@ type OneOperation struct {
 	Known
 	Operation
 	Parts []projections.PartRow `json:"parts"`
-}
-
-// Transfer is how far a piece of an operation's work is, as its region's agent
-// tells it.
-type Transfer struct {
-	Account   events.AccountID   `json:"account,omitempty"`
-	Region    events.RegionID    `json:"region"`
-	Work      events.WorkID      `json:"work,omitempty"`
-	Kind      events.WorkKind    `json:"kind,omitempty"`
-	Operation events.OperationID `json:"operation,omitempty"`
-	Step      string             `json:"step"`        // "copying", "verifying", "waiting"
-	Done      int64              `json:"bytes_done"`  // bytes
-	Total     int64              `json:"bytes_total"` // bytes; 0: not known yet
-	Rate      float64            `json:"bytes_per_second"`
-	Left      time.Duration      `json:"time_left_ns"` // 0: not known
-	Text      string             `json:"text,omitempty"`
 }
 
 type operationsInput struct {
@@ -119,9 +104,9 @@ func (s *Server) operationRoutes() {
 }
 
 func progressResponses(schemas huma.Registry) map[string]*huma.Response {
-	schemas.Schema(typeOf[Transfer](), true, "Transfer")
+	schemas.Schema(typeOf[region.Progress](), true, "Progress")
 	return map[string]*huma.Response{"200": {Description: "Progress", Content: map[string]*huma.MediaType{
-		"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString, Description: "events progress (data is a Transfer) and ended"}}}}}
+		"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString, Description: "events progress (data is a Progress) and ended"}}}}}
 }
 
 // operation reads one that the caller may see.

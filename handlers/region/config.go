@@ -29,11 +29,11 @@ type Commander interface {
 // Progress is how far a piece of work is. It goes to whoever watches, never
 // into the journal.
 type Progress struct {
-	Account   events.AccountID   `json:"account"`
+	Account   events.AccountID   `json:"account,omitempty"`
 	Region    events.RegionID    `json:"region"`
-	Work      events.WorkID      `json:"work"`
-	Kind      events.WorkKind    `json:"kind"`
-	Operation events.OperationID `json:"operation"`
+	Work      events.WorkID      `json:"work,omitempty"`
+	Kind      events.WorkKind    `json:"kind,omitempty"`
+	Operation events.OperationID `json:"operation,omitempty"`
 	Step      string             `json:"step"`        // "copying", "verifying", "waiting"
 	Done      int64              `json:"bytes_done"`  // bytes
 	Total     int64              `json:"bytes_total"` // bytes; 0: not known yet

@@ -11,7 +11,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/commands/client"
 )
 
-// progress follows on the bus what agents tell of their work, an api.Transfer as
+// progress follows on the bus what agents tell of their work, a region.Progress as
 // JSON. What nobody follows is lost; the journal has the result.
 type progress struct{ conn *nats.Conn }
 
