@@ -2,7 +2,6 @@ package projections
 
 import (
 	"slices"
-	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 )
@@ -17,7 +16,7 @@ type Nearness struct {
 	Bytes     int64             `json:"bytes"`              // of the disks, as machines see them
 	Copy      int64             `json:"bytes_to_copy"`      // from other regions, at most; 0 where it is held
 	Holders   []events.RegionID `json:"holders"`            // that have verified it, sorted
-	Rate      float64           `json:"bytes_per_second"`   // at which the region's latest copy came, from order to verified; 0: never measured
+	Rate      float64           `json:"bytes_per_second"`   // at which the region's largest copy came, from order to verified; 0: never measured
 	Estimated *int64            `json:"estimated_ms"`       // for the copy; null where nothing was measured
 }
 
@@ -27,17 +26,22 @@ const smallestMeasured = 64 << 10
 // Near gives what it takes to use a version in a region; it needs a view of the
 // catalogue and of work orders. CodeTemplateUnknown.
 //
-// What would be copied is known exactly only while it is copied: it is what other
-// regions received of the version, or the size of its disks where none did.
+// What would be copied is known exactly only while it is copied. It is at most
+// what any region received of the versions that came since the one that the region
+// holds, or the size of the disks where none ever was copied.
 func (c Catalogue) Near(r Reader, account events.AccountID, number events.TemplateID, version int, region events.RegionID) (Nearness, error) {
 	s, err := c.standing(r, account, number)
 	if err != nil {
 		return Nearness{}, err
 	}
 	out := Nearness{Bytes: s.versions[version].Bytes, Holders: []events.RegionID{}}
-	var received int64
+	received, holds := map[int]int64{}, 0 // by version, what any region received; the latest version that is here
 	for _, i := range s.instances {
 		shown := s.show(i)
+		received[i.Version] = max(received[i.Version], i.Received)
+		if i.Region == region && i.Version < version && i.Verified && shown.State != InstanceRemoved && shown.State != InstanceRemoving {
+			holds = max(holds, i.Version)
+		}
 		if i.Region == region && shown.State == InstanceBehind && version == s.template.Active {
 			out.Behind = true
 		}
@@ -51,17 +55,19 @@ func (c Catalogue) Near(r Reader, account events.AccountID, number events.Templa
 		}
 		if i.Verified && shown.State != InstanceRemoving {
 			out.Holders = append(out.Holders, i.Region)
-			received = max(received, i.Received)
 		}
 	}
 	slices.Sort(out.Holders)
 	if out.Held {
 		return out, nil
 	}
-	if out.Copy = out.Bytes; received > 0 {
-		out.Copy = received
+	for v := holds + 1; v <= version; v++ {
+		out.Copy += received[v]
 	}
-	if out.Rate, err = c.rateInto(r, region); err != nil || out.Rate == 0 {
+	if out.Copy == 0 || out.Copy > out.Bytes {
+		out.Copy = out.Bytes
+	}
+	if out.Rate, err = c.rateInto(r, region, s.instances); err != nil || out.Rate == 0 {
 		return out, err
 	}
 	ms := int64(float64(out.Copy) / out.Rate * 1000)
@@ -69,17 +75,17 @@ func (c Catalogue) Near(r Reader, account events.AccountID, number events.Templa
 	return out, nil
 }
 
-// rateInto is how fast the latest copy into a region was, among a bounded number
-// of what it holds.
-func (c Catalogue) rateInto(r Reader, region events.RegionID) (float64, error) {
+// rateInto is how fast the largest copy into a region was, among a bounded number
+// of what it holds and these: of a small one most of the time is not the link's.
+func (c Catalogue) rateInto(r Reader, region events.RegionID, these []InstanceRow) (float64, error) {
 	page, err := c.HeldIn(r, region, "", 100, "")
 	if err != nil {
 		return 0, err
 	}
 	var rate float64
-	var latest time.Time
-	for _, i := range page.Rows {
-		if i.Received < smallestMeasured {
+	var largest int64
+	for _, i := range append(page.Rows, these...) {
+		if i.Region != region || i.Received < smallestMeasured {
 			continue
 		}
 		orders, err := WorkOrders{}.OfOperation(r, i.Operation)
@@ -88,8 +94,8 @@ func (c Catalogue) rateInto(r Reader, region events.RegionID) (float64, error) {
 		}
 		for _, o := range orders {
 			took := o.Since.Sub(o.Ordered.Time)
-			if o.Kind == events.WorkCopy && o.Region == region && o.State == WorkStateDone && o.Received >= smallestMeasured && took > 0 && o.Since.After(latest) {
-				rate, latest = float64(o.Received)/took.Seconds(), o.Since.Time
+			if o.Kind == events.WorkCopy && o.Region == region && o.State == WorkStateDone && o.Received > max(largest, smallestMeasured) && took > 0 {
+				rate, largest = float64(o.Received)/took.Seconds(), o.Received
 			}
 		}
 	}
