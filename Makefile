@@ -10,10 +10,11 @@ TEST_TOOLS = \
 	openssl=openssl \
 	virt-v2v=virt-v2v \
 	rsync=rsync \
-	unshare=util-linux
+	unshare=util-linux \
+	ip=iproute2
 
 # What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
-BENCH_TOOLS = $(TEST_TOOLS) ip=iproute2 tc=iproute2 casync=casync
+BENCH_TOOLS = $(TEST_TOOLS) tc=iproute2 casync=casync
 REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap e2fsck=e2fsprogs cmp=diffutils
 
 # Debian keeps mkfs and its like where an ordinary user's PATH does not look.

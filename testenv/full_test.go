@@ -1,12 +1,10 @@
 package testenv
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,9 +16,8 @@ import (
 // own: a tmpfs in a mount namespace that outlives the process.
 type small struct {
 	Real
-	name   string // of the process
-	script string // that runs the program within the namespace
-	root   string // of the namespace, as others see it
+	*namespace
+	name string // of the process
 }
 
 // smallDisk makes a disk of so many bytes at dir, for one process.
@@ -29,38 +26,7 @@ func smallDisk(t *testing.T, tombolo Real, name, dir string, bytes int) *small {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	unshare, enter := []string{"-m"}, "-m"
-	if os.Geteuid() != 0 {
-		unshare, enter = []string{"-Urm"}, "-U -m --preserve-credentials"
-	}
-	mount := fmt.Sprintf("mount -t tmpfs -o size=%d tmpfs '%s' && echo mounted && exec cat", bytes, dir)
-	holder := exec.Command("unshare", append(unshare, "sh", "-c", mount)...)
-	holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	end, err := holder.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := holder.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(end.Close(), holder.Wait()); err != nil {
-			t.Error(err)
-		}
-	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("mount: %q %v", line, err)
-	}
-	s := &small{Real: tombolo, name: name, script: filepath.Join(t.TempDir(), name), root: fmt.Sprintf("/proc/%d/root", holder.Process.Pid)}
-	text := fmt.Sprintf("#!/bin/sh\nexec nsenter -t %d %s '%s' \"$@\"\n", holder.Process.Pid, enter, tombolo.Path)
-	if err := os.WriteFile(s.script, []byte(text), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return &small{tombolo, newNamespace(t, tombolo.Path, "m", fmt.Sprintf("mount -t tmpfs -o size=%d tmpfs '%s'", bytes, dir)), name}
 }
 
 // Command is the program, and for the process on the small disk the script.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 // agentAddresses is what `agent run -o json` prints once it can be used.
@@ -96,7 +97,7 @@ func (a *app) runAgent(ctx context.Context, c program.AgentConfig) (err error) {
 		cancel()
 	}()
 	if err := agent.Ready(ctx); err == nil {
-		at := agentAddresses{Region: string(c.Enrolment.Region), Agent: agent.ID(), HTTP: "http://" + agent.HTTPAddress(), Transfer: agent.TransferAddress()}
+		at := agentAddresses{Region: string(c.Enrolment.Region), Agent: agent.ID(), HTTP: trust.URL(agent.HTTPAddress()), Transfer: agent.TransferAddress()}
 		at.Listen.HTTP, at.Listen.Transfer = agent.Listens()
 		if err := a.announceAgent(at); err != nil {
 			cancel()

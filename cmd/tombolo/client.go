@@ -22,6 +22,7 @@ import (
 type client struct {
 	app     *app
 	context contexts.Context
+	http    *http.Client
 }
 
 func accountID(s string) events.AccountID { return events.AccountID(s) }
@@ -49,7 +50,7 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 
 // sendPlain does a request whose answer may be anything.
 func (c *client) sendPlain(r *http.Request) ([]byte, *http.Response, error) {
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := c.http.Do(r)
 	if err != nil {
 		return nil, nil, c.unreachable(err)
 	}
@@ -64,7 +65,7 @@ func (c *client) sendPlain(r *http.Request) ([]byte, *http.Response, error) {
 // send does a request and gives the answer's body.
 func (c *client) send(r *http.Request) ([]byte, *http.Response, error) {
 	start := time.Now()
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := c.http.Do(r)
 	if err != nil {
 		return nil, nil, c.unreachable(err)
 	}

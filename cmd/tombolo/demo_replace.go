@@ -17,6 +17,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/handlers/region/nbd"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/testenv/images"
 )
 
@@ -155,7 +156,7 @@ func (d *demo) startReaders(ctx context.Context) (*readers, error) {
 			cancel()
 			return nil, err
 		}
-		r.workers.Go(func() { r.read(ctx, d, name, "http://"+row.HTTP) })
+		r.workers.Go(func() { r.read(ctx, d, name, trust.URL(row.HTTP)) })
 	}
 	return r, nil
 }

@@ -180,7 +180,7 @@ func (c *client) stream(ctx context.Context, path string, q url.Values, last str
 	if last != "" {
 		r.Header.Set("Last-Event-ID", last)
 	}
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := c.http.Do(r)
 	if err != nil {
 		return c.unreachable(err)
 	}

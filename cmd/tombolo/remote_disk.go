@@ -15,6 +15,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 // exported is an export that a region holds while it is read.
@@ -43,7 +44,7 @@ func (c *client) openExport(ctx context.Context, at string, ask region.ExportReq
 	if err != nil {
 		return nil, err
 	}
-	e := &exported{client: c, base: "http://" + to.HTTP}
+	e := &exported{client: c, base: trust.URL(to.HTTP)}
 	return e, c.retrying(ctx, func() error {
 		r, err := c.bearer(ctx, http.MethodPost, e.base+"/v1/exports", bytes.NewReader(body))
 		if err != nil {
@@ -198,7 +199,7 @@ func (d *remoteDisk) get(ctx context.Context, p []byte, off int64) (int, error) 
 	}
 	last := off + int64(len(p)) - 1
 	r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, last))
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := d.client.http.Do(r)
 	if err != nil {
 		return 0, d.client.unreachable(err)
 	}

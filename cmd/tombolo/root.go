@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 // streams are where data (out) and talk (err) go.
@@ -165,7 +168,18 @@ func (a *app) signIn() (*client, error) {
 	} else if account := a.env("TOMBOLO_ACCOUNT"); account != "" {
 		c.Account = accountID(account)
 	}
-	return &client{app: a, context: c}, nil
+	var authority *x509.CertPool
+	if c.Authority != "" {
+		authority = x509.NewCertPool()
+		if !authority.AppendCertsFromPEM([]byte(c.Authority)) {
+			return nil, fail(exitError, "context-invalid", "the authority of context %s is not a certificate in PEM", c.Name)
+		}
+	}
+	by, err := trust.Reach(c.HTTP, authority)
+	if err != nil {
+		return nil, fail(exitError, "context-invalid", "%v", err)
+	}
+	return &client{app: a, context: c, http: &http.Client{Transport: by}}, nil
 }
 
 // configDir is where the person's list of contexts is.

@@ -49,6 +49,7 @@ func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
+	f.StringSliceVar(&c.Advertise, "advertise", nil, "names or addresses by which other hosts reach this one, the preferred one first (default: its own); what does not listen on loopback is reached by TLS")
 	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
 	return start, c
 }

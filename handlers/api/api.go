@@ -75,6 +75,7 @@ type Config struct {
 	Progress  Progress
 	Host      Host           // a region's own; nil: its questions are passed on to the regions
 	Inbox     Inbox          // nil: there is none here
+	Regions   *http.Client   // reaches the regions' hosts; not needed where Host is there
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal

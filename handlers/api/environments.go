@@ -14,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -246,7 +247,7 @@ func uploads(v projections.Reader, region events.RegionID, id events.Environment
 	for _, d := range disks {
 		node, item, _ := strings.Cut(d.Name, "/")
 		out = append(out, Upload{Disk: d.Name, Bytes: d.Bytes,
-			URL: fmt.Sprintf("http://%s/v1/uploads/%s/%s/%s", r.HTTP, id, url.PathEscape(node), url.PathEscape(item))})
+			URL: fmt.Sprintf("%s/v1/uploads/%s/%s/%s", trust.URL(r.HTTP), id, url.PathEscape(node), url.PathEscape(item))})
 	}
 	return out, nil
 }

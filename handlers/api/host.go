@@ -14,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -191,14 +192,14 @@ func (s *Server) askRegion(ctx context.Context, id events.RegionID, method, path
 	if err != nil {
 		return err
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+row.HTTP+path, bytes.NewReader(raw))
+	r, err := http.NewRequestWithContext(ctx, method, trust.URL(row.HTTP)+path, bytes.NewReader(raw))
 	if err != nil {
 		return err
 	}
 	credential, _ := ctx.Value(credentialKey{}).(string)
 	r.Header.Set("Authorization", credential)
 	r.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := s.Regions.Do(r)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()

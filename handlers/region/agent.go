@@ -23,6 +23,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/packs"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -193,13 +194,19 @@ func (a *Agent) takeDir() error {
 }
 
 // HTTPAddress is where people reach the region.
-func (a *Agent) HTTPAddress() string {
-	return cmp.Or(a.cfg.HTTPAdvertise, a.httpListener.Addr().String())
-}
+func (a *Agent) HTTPAddress() string { return reached(a.cfg.HTTPAdvertise, a.httpListener) }
 
 // TransferAddress is where other regions reach it.
-func (a *Agent) TransferAddress() string {
-	return cmp.Or(a.cfg.TransferAdvertise, a.transferListener.Addr().String())
+func (a *Agent) TransferAddress() string { return reached(a.cfg.TransferAdvertise, a.transferListener) }
+
+// reached is an address as others are told it: the advertised one, with the port
+// that was picked in place of port 0.
+func reached(advertised string, l net.Listener) string {
+	if host, port, err := net.SplitHostPort(advertised); err == nil && port == "0" {
+		_, port, _ = net.SplitHostPort(l.Addr().String())
+		return net.JoinHostPort(host, port)
+	}
+	return cmp.Or(advertised, l.Addr().String())
 }
 
 // Listens is where the agent listens, whatever it is reached by.
@@ -280,7 +287,12 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
-	if err := server.Serve(a.httpListener); !errors.Is(err, http.ErrServerClosed) {
+	serve := server.Serve
+	if !trust.Local(a.httpListener.Addr().String()) {
+		server.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{a.cfg.Certificate}}
+		serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+	}
+	if err := serve(a.httpListener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return ctx.Err()

@@ -59,7 +59,8 @@ type Config struct {
 	TransferListen string // host:port where other regions pull chunks; port 0 picks one
 	HTTPListen     string // host:port where people ask and send uploads; port 0 picks one
 	// The same as others reach them, where that differs from where the agent
-	// listens: on all interfaces, or behind something that forwards.
+	// listens: on all interfaces, or behind something that forwards. Port 0 stands
+	// for the one that was picked.
 	TransferAdvertise, HTTPAdvertise string
 	// HTTP makes the handler of everything that people may ask the region;
 	// uploads are added by the agent.

@@ -26,6 +26,9 @@ type Context struct {
 	NKey    string           `json:"nkey,omitempty"`    // public NATS user key
 	Seed    string           `json:"seed,omitempty"`    // its secret seed
 	Regions []string         `json:"regions,omitempty"` // that the server was started with
+	// Authority is who signs the certificates of the installation, as PEM; empty
+	// where nothing is reached by TLS, or by certificates that the system knows.
+	Authority string `json:"authority,omitempty"`
 }
 
 // Errors of this package.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/commands/client"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -83,6 +85,13 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is lost", "error", err) }),
 		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info("the bus is back") }),
 	}, options...)
+	certificate, authority, err := c.Enrolment.identity()
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(c.Enrolment.NATS, "tls://") {
+		options = append(options, nats.Secure(trust.ToControl(authority)))
+	}
 	conn, err := bus.Connect(c.Enrolment.NATS, c.Enrolment.Seed, options...)
 	if err != nil {
 		return nil, err
@@ -93,10 +102,6 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		}
 	}()
 	j, err := openRemoteJournal(ctx, conn.Conn, c)
-	if err != nil {
-		return nil, err
-	}
-	certificate, authority, err := c.Enrolment.identity()
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +172,16 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 	if err != nil {
 		return nil, err
 	}
-	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: "127.0.0.1:0", HTTPListen: "127.0.0.1:0",
+	// People reach the regions where they reach the control plane.
+	host, _, err := net.SplitHostPort(p.listener.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	listen, advertise := net.JoinHostPort(host, "0"), ""
+	if !trust.Local(host) {
+		advertise = p.advertised(listen)
+	}
+	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: "127.0.0.1:0", HTTPListen: listen, HTTPAdvertise: advertise,
 		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
 }
 

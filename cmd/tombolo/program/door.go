@@ -21,6 +21,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/policies"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
@@ -223,7 +224,8 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol}),
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol,
+			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -85,11 +84,7 @@ func (e Enrolment) identity() (tls.Certificate, *x509.CertPool, error) {
 // enrolment gathers what the agent of a region needs. The region's key and
 // certificate are made if they are not there yet.
 func (p *Program) enrolment(id events.RegionID, k key) (Enrolment, error) {
-	authority, err := trust.OpenAuthority(p.dir("keys"))
-	if err != nil {
-		return Enrolment{}, err
-	}
-	certificate, err := authority.Region(p.dir("keys"), id)
+	certificate, err := p.authority.Region(p.dir("keys"), id)
 	if err != nil {
 		return Enrolment{}, err
 	}
@@ -102,7 +97,7 @@ func (p *Program) enrolment(id events.RegionID, k key) (Enrolment, error) {
 		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
 	at := p.Addresses()
-	return Enrolment{Format: enrolmentFormat, Region: id, NATS: at.NATS, HTTP: at.HTTP, Journal: p.journalID, Seed: k.Seed, Signer: p.signer, Authority: string(authority.PEM()),
+	return Enrolment{Format: enrolmentFormat, Region: id, NATS: at.NATS, HTTP: at.HTTP, Journal: p.journalID, Seed: k.Seed, Signer: p.signer, Authority: string(p.authority.PEM()),
 		Certificate: string(chain), Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}))}, nil
 }
 

@@ -7,6 +7,7 @@ package program
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,6 +34,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/datadir"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/processes"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -43,9 +45,12 @@ type Config struct {
 	NATS    string   // host:port; port 0 picks one
 	Regions []string // whose agents run in this process; empty: those that were there before
 	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
-	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
-	Version string
-	Log     *slog.Logger // required
+	// Advertise are names or addresses by which other hosts reach this one, the
+	// preferred one first; empty: its own. See openTrust.
+	Advertise []string
+	Lazy      bool // acknowledge before the disk has it: for tests and trials only
+	Version   string
+	Log       *slog.Logger // required
 	// Journal may put something between those who append and the journal, for
 	// tests that end the program there; nil in a product.
 	Journal func(journal.Journal) journal.Journal
@@ -67,6 +72,8 @@ type Program struct {
 	feeds        *bus.Feeds
 	journalID    string
 	signer       ed25519.PublicKey
+	authority    *trust.Authority
+	tls          *tls.Config // of whatever does not listen on loopback
 	documents    *documents.Bucket
 	bootstrapped uint64 // position at which accounts and regions are there
 	listener     net.Listener
@@ -129,6 +136,9 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 		return nil, err
 	}
 	if p.keys, err = openKeys(p.dir("keys"), p.config.Regions); err != nil {
+		return nil, err
+	}
+	if err := p.openTrust(); err != nil {
 		return nil, err
 	}
 	// The HTTP port is taken first: it is the cheapest thing to be wrong.
@@ -235,6 +245,9 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if p.config.Lazy {
 		o.Sync = bus.SyncLazy
 	}
+	if !trust.Local(p.config.NATS) {
+		o.TLS = p.tls
+	}
 	var err error
 	if p.bus, err = bus.Embedded(o); err != nil {
 		return err
@@ -324,7 +337,7 @@ func (p *Program) openAgents(ctx context.Context) error {
 
 // Addresses is where the program is reached.
 func (p *Program) Addresses() Addresses {
-	return Addresses{HTTP: "http://" + p.listener.Addr().String(), NATS: p.bus.URL(), Dir: p.config.Dir, Context: p.dir("context.json"), Regions: p.config.Regions}
+	return Addresses{HTTP: trust.URL(p.advertised(p.listener.Addr().String())), NATS: p.busURL(), Dir: p.config.Dir, Context: p.dir("context.json"), Regions: p.config.Regions}
 }
 
 // Administrator is the context of the first administrator, acting in the account default.
@@ -336,7 +349,7 @@ func (p *Program) Operator() contexts.Context { return p.context(p.keys.operator
 func (p *Program) context(k key) contexts.Context {
 	a := p.Addresses()
 	return contexts.Context{Name: filepath.Base(p.config.Dir), HTTP: a.HTTP, NATS: a.NATS, Account: defaultAccount, Home: k.Account, User: k.User,
-		Token: k.Token, NKey: k.NKey, Seed: k.Seed, Regions: p.config.Regions}
+		Token: k.Token, NKey: k.NKey, Seed: k.Seed, Regions: p.config.Regions, Authority: p.told()}
 }
 
 func (p *Program) writeContexts() error {
@@ -390,7 +403,12 @@ func (p *Program) Run(ctx context.Context) error {
 		part("the agent of "+string(a.region), a.Run)
 	}
 	p.server.BaseContext = func(net.Listener) context.Context { return ctx }
-	part("the HTTP interface", func(context.Context) error { return p.server.Serve(p.listener) })
+	serve := p.server.Serve
+	if !trust.Local(p.listener.Addr().String()) {
+		p.server.TLSConfig = p.tls
+		serve = func(l net.Listener) error { return p.server.ServeTLS(l, "", "") }
+	}
+	part("the HTTP interface", func(context.Context) error { return serve(p.listener) })
 	<-ctx.Done()
 	end, stop := context.WithTimeout(context.Background(), shutdownPatience)
 	defer stop()
