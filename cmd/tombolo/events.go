@@ -23,6 +23,8 @@ type eventFilter struct {
 	kinds, types []string
 	region, id   string
 	from, to     uint64
+
+	actor, correlation, until string
 }
 
 func (e *eventFilter) flags(c *cobra.Command) *cobra.Command {
@@ -33,6 +35,8 @@ func (e *eventFilter) flags(c *cobra.Command) *cobra.Command {
 	f.StringVar(&e.id, "id", "", "only of the aggregate or operation with this id")
 	f.Uint64Var(&e.from, "from", 0, "first sequence")
 	f.Uint64Var(&e.to, "to", 0, "last sequence")
+	f.StringVar(&e.actor, "actor", "", "only what this user caused")
+	f.StringVar(&e.correlation, "correlation", "", "only of this operation, or of what a client gave")
 	return c
 }
 
@@ -46,6 +50,9 @@ func (e *eventFilter) query() url.Values {
 	}
 	set(q, "region", e.region)
 	set(q, "id", e.id)
+	set(q, "actor", e.actor)
+	set(q, "correlation", e.correlation)
+	set(q, "until", e.until)
 	if e.from > 0 {
 		q.Set("from", strconv.FormatUint(e.from, 10))
 	}
@@ -70,21 +77,6 @@ func (a *app) eventsCommand() *cobra.Command {
 	})
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
 	return filter.flags(c)
-}
-
-func (a *app) auditCommand() *cobra.Command {
-	var filter eventFilter
-	log := filter.flags(a.verb("log", "The journal's records", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		c, err := a.ready()
-		if err != nil {
-			return err
-		}
-		return c.history(ctx, filter.query())
-	}))
-	at := a.verb("at SEQ|TIME", "The catalogue as of then", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, "/v1/audit/at/"+url.PathEscape(args[0]), nil, shape{"templates", "number", append([]column{}, templateColumns...)})
-	})
-	return noun("audit", "What happened, and how things stood", log, at)
 }
 
 // history prints a part of the history, page by page; as JSON one event a line.

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -78,6 +79,7 @@ type Config struct {
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
+	Scratch   string         // where a replay folds; the system's place for that if empty
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
 
@@ -87,6 +89,7 @@ type Server struct {
 	mux     *http.ServeMux
 	api     huma.API
 	metrics *metrics
+	replay  sync.Mutex // one at a time
 }
 
 var _ http.Handler = (*Server)(nil)
