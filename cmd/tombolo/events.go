@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/asyncapi"
 )
 
 var eventColumns = []column{{"SEQUENCE", "sequence", false}, {"TIME", "stored", false}, {"TYPE", "type", false}, {"SUBJECT", "subject", false},
@@ -76,7 +80,35 @@ func (a *app) eventsCommand() *cobra.Command {
 		return c.history(ctx, filter.query())
 	})
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	c.AddCommand(a.eventsSchema())
 	return filter.flags(c)
+}
+
+func (a *app) eventsSchema() *cobra.Command {
+	var schema int
+	c := a.verb("schema [TYPE]", "The JSON Schema of an event's data; without a type the AsyncAPI document of all", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
+		b, err := asyncapi.Document()
+		if len(args) > 0 {
+			if schema == 0 {
+				for _, d := range events.NewRegistry().Definitions() {
+					if string(d.Type) == args[0] {
+						schema = d.Schema
+					}
+				}
+			}
+			b, err = asyncapi.Schema(events.Type(args[0]), schema)
+		}
+		if errors.Is(err, asyncapi.ErrUnknown) {
+			return fail(exitNotFound, "event-type-unknown", "there is no event %s with a schema %d", args[0], schema).withNext("tombolo events schema lists all, under components.messages")
+		}
+		if err != nil {
+			return err
+		}
+		_, err = a.out.Write(b)
+		return err
+	})
+	c.Flags().IntVar(&schema, "schema", 0, "an older one than today's")
+	return c
 }
 
 // history prints a part of the history, page by page; as JSON one event a line.

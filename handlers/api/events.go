@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/asyncapi"
 )
 
 // Event is one fact as CloudEvents 1.0 in JSON, with what Tombolo adds as
@@ -77,6 +78,17 @@ type Events struct {
 }
 
 func (s *Server) eventRoutes() {
+	s.mux.HandleFunc("GET /asyncapi.json", func(w http.ResponseWriter, r *http.Request) {
+		b, err := asyncapi.Document()
+		if err != nil {
+			s.write(w, r, s.problemOf(r.Context(), err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.aai.asyncapi+json;version=3.0.0")
+		if _, err := w.Write(b); err != nil {
+			s.Log.Debug("the description of the events could not be sent", "error", err)
+		}
+	})
 	huma.Register(s.api, huma.Operation{OperationID: "list-events", Method: http.MethodGet, Path: "/v1/events", Tags: []string{"events"},
 		Summary: "Facts, as a list from..to or as server-sent events that go on", Responses: eventResponses(s.api.OpenAPI().Components.Schemas)},
 		func(ctx context.Context, in *eventsInput) (*huma.StreamResponse, error) {
