@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,6 +34,7 @@ func TestMain(m *testing.M) {
 //	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
 //	await RE ARGS    runs tombolo at every event until its stdout matches, for a minute at most
 //	capture VAR      puts stdout, without the line's end, into an environment variable
+//	fill REGEXP      makes large regions known until /readyz?verbose matches, or one is refused if that is the word
 //	image FILE       builds an ext4 image of this repository's own sources
 //	device VAR DIR REGION ENV/NODE/DISK   puts the URL of a disk's block device into an environment variable
 func TestStories(t *testing.T) {
@@ -41,11 +43,12 @@ func TestStories(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Setenv("LARGE", strings.Repeat("n", 60<<10)) // of what the journal takes at once
 			e.Values["story"] = &story{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "image": image, "device": device,
+			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "fill": fill, "image": image, "device": device,
 		},
 		RequireExplicitExec: true,
 	})
@@ -189,6 +192,41 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("tombolo %s never answered %s; at last:\n%s", strings.Join(args[1:], " "), args[0], last)
+}
+
+func fill(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: fill REGEXP")
+	}
+	want, err := regexp.Compile(args[0])
+	ts.Check(err)
+	admin, err := contexts.Read(ts.Getenv("TOMBOLO_CONTEXT"))
+	ts.Check(err)
+	for n := 0; n < 1000; n++ {
+		resp, err := http.Get("http://" + ts.Getenv("HTTP") + "/readyz?verbose")
+		ts.Check(err)
+		said, err := io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close()))
+		if want.Match(said) {
+			return
+		}
+		body := fmt.Sprintf(`{"region":"fill-%d-%d","profile":{"name":%q,"latitude":0,"longitude":0}}`, time.Now().UnixNano(), n, strings.Repeat("n", 50<<10))
+		r, err := http.NewRequest(http.MethodPost, "http://"+ts.Getenv("HTTP")+"/v1/regions", strings.NewReader(body))
+		ts.Check(err)
+		r.Header.Set("Authorization", "Bearer "+admin.Token)
+		r.Header.Set("Content-Type", "application/json")
+		resp, err = http.DefaultClient.Do(r)
+		ts.Check(err)
+		answer, err := io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close(), os.WriteFile(ts.MkAbs("http"), answer, 0o644)))
+		if resp.StatusCode >= 300 && args[0] == "refused" {
+			return
+		}
+		if resp.StatusCode >= 300 {
+			ts.Fatalf("after %d regions: %s", n, answer)
+		}
+	}
+	ts.Fatalf("the journal never came to %s", args[0])
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

@@ -23,6 +23,7 @@ func (a *app) upCommand() *cobra.Command {
 func (a *app) serverCommand() *cobra.Command {
 	server, c := a.starter("server", "Start the control plane alone; the regions' agents run elsewhere (agent run)")
 	c.Alone = true
+	server.AddCommand(a.serverGrow())
 	server.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to make known, as region add does")
 	return server
 }
@@ -49,6 +50,7 @@ func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
+	f.Int64Var(&c.Bytes, "journal-size", 0, "most bytes that the journal of a new directory may take (default: 8 GiB, or half of what the disk has); server grow raises it")
 	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
 	return start, c
 }

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -41,6 +40,7 @@ type Config struct {
 	NATS    string   // host:port; port 0 picks one
 	Regions []string // whose agents run in this process; empty: those that were there before
 	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
+	Bytes   int64    // most that the journal of a new directory may take; 0: 8 GiB, or half of what the disk has for the bus
 	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
 	Version string
 	Log     *slog.Logger // required
@@ -142,7 +142,7 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 		return nil, err
 	}
 	if err := p.bootstrap(ctx); err != nil {
-		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+		return nil, explained(fmt.Errorf("set up accounts and regions: %w", err))
 	}
 	if err := p.openFeeds(ctx); err != nil {
 		return nil, err
@@ -243,7 +243,13 @@ func (p *Program) openJournal(ctx context.Context) error {
 		return err
 	}
 	limit := min(journalBytes, p.bus.MaxStore()/2)
-	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing})
+	if p.config.Bytes != 0 {
+		limit = p.config.Bytes
+	}
+	if limit < journal.MinBytes {
+		return &Error{"journal-too-small", fmt.Sprintf("a journal of %d bytes is too small: it needs %d at least", limit, journal.MinBytes), "--journal-size BYTES, or more room on the disk"}
+	}
+	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing, Alarm: p.alarm})
 	if err != nil {
 		return err
 	}
@@ -256,19 +262,6 @@ func (p *Program) openJournal(ctx context.Context) error {
 	}
 	p.executor = commands.NewExecutor(appended, time.Now)
 	return nil
-}
-
-// finishing says which events the last tenth of the journal is kept for: those
-// that end, undo or release something.
-func finishing(t events.Type) bool {
-	_, word, _ := strings.Cut(string(t), ".")
-	for _, end := range []string{"done", "failed", "undone", "stuck", "removed", "deleted", "released", "finished", "written-off",
-		"undo-ordered", "abandoned", "retired", "cancel-asked", "removal-wanted", "deletion-accepted"} {
-		if word == end || strings.HasSuffix(word, "-"+end) {
-			return true
-		}
-	}
-	return false
 }
 
 func (p *Program) openReads() (err error) {
@@ -418,6 +411,9 @@ func (p *Program) Ready(ctx context.Context) error {
 func explained(err error) error {
 	if errors.Is(err, events.ErrUnknownEvent) {
 		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
+	}
+	if full := (*journal.FullError)(nil); errors.As(err, &full) {
+		return &Error{full.Code(), err.Error(), "start without what is new (regions, users), and raise the limit: tombolo server grow"}
 	}
 	return err
 }
