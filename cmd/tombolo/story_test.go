@@ -44,8 +44,10 @@ func TestStories(t *testing.T) {
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			e.Setenv("LARGE", strings.Repeat("n", 60<<10)) // of what the journal takes at once
+			example, err := filepath.Abs("../../docs/how-to/regions.yaml")
+			e.Setenv("SETTINGS", example)
 			e.Values["story"] = &story{}
-			return nil
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "fill": fill, "image": image, "device": device,

@@ -16,7 +16,8 @@ import (
 
 func (a *app) upCommand() *cobra.Command {
 	up, c := a.starter("up", "Start everything in one process: bus, control plane, regions, HTTP")
-	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of the directory, or beijing,sydney,chicago)")
+	up.AddCommand(a.settingsSchema())
+	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of --config, or of the directory, or beijing,sydney,chicago)")
 	return up
 }
 
@@ -31,7 +32,7 @@ func (a *app) serverCommand() *cobra.Command {
 // starter makes a command that starts a program.
 func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 	c := &program.Config{}
-	var sync string
+	var sync, config string
 	start := a.verb(name, short, cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		if a.output != "table" && a.output != "json" {
 			return usage("%s -o %s: table or json", name, a.output)
@@ -43,10 +44,17 @@ func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 		default:
 			return usage("--sync %s: always or lazy", sync)
 		}
+		if config != "" {
+			var err error
+			if c.Settings, err = readSettings(config); err != nil {
+				return err
+			}
+		}
 		c.Log, c.Version = a.log(), version()
 		return a.up(ctx, *c)
 	})
 	f := start.Flags()
+	f.StringVar(&config, "config", "", "a YAML file that says which regions there are, where they are, and what their pools have (tombolo up schema)")
 	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")

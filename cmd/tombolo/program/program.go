@@ -35,15 +35,16 @@ import (
 
 // Config says what to start.
 type Config struct {
-	Dir     string   // data directory; one process at a time
-	HTTP    string   // host:port; port 0 picks one
-	NATS    string   // host:port; port 0 picks one
-	Regions []string // whose agents run in this process; empty: those that were there before
-	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
-	Bytes   int64    // most that the journal of a new directory may take; 0: 8 GiB, or half of what the disk has for the bus
-	Lazy    bool     // acknowledge before the disk has it: for tests and trials only
-	Version string
-	Log     *slog.Logger // required
+	Dir      string   // data directory; one process at a time
+	HTTP     string   // host:port; port 0 picks one
+	NATS     string   // host:port; port 0 picks one
+	Regions  []string // whose agents run in this process; empty: those that were there before
+	Settings Settings // what is said of regions and their pools
+	Alone    bool     // the control plane alone: Regions are made known, and their agents run elsewhere
+	Bytes    int64    // most that the journal of a new directory may take; 0: 8 GiB, or half of what the disk has for the bus
+	Lazy     bool     // acknowledge before the disk has it: for tests and trials only
+	Version  string
+	Log      *slog.Logger // required
 	// Journal may put something between those who append and the journal, for
 	// tests that end the program there; nil in a product.
 	Journal func(journal.Journal) journal.Journal
@@ -184,6 +185,9 @@ func (p *Program) lockDir() error {
 
 // chooseRegions takes the regions named, or those that the directory has.
 func (p *Program) chooseRegions() error {
+	if len(p.config.Regions) == 0 {
+		p.config.Regions = p.config.Settings.Names()
+	}
 	if len(p.config.Regions) == 0 && !p.config.Alone {
 		entries, err := os.ReadDir(p.dir("regions"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
