@@ -24,7 +24,7 @@ func (a *app) upCommand() *cobra.Command {
 func (a *app) serverCommand() *cobra.Command {
 	server, c := a.starter("server", "Start the control plane alone; the regions' agents run elsewhere (agent run)")
 	c.Alone = true
-	server.AddCommand(a.serverGrow())
+	server.AddCommand(a.serverGrow(), a.serverBackup(), a.serverRestore())
 	server.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to make known, as region add does")
 	return server
 }

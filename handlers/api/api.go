@@ -81,6 +81,7 @@ type Config struct {
 	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
 	Grow      Grow           // nil: the journal's limit is not raised here
+	Backup    Backup         // nil: nothing is backed up here
 	Scratch   string         // where a replay folds; the system's place for that if empty
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }

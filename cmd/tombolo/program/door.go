@@ -226,7 +226,7 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow}),
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 	}

@@ -74,6 +74,7 @@ type Program struct {
 	agents       []namedAgent
 	agentsOpen   chan struct{}  // closed once agents is complete
 	closers      []func() error // in the order of opening
+	backing      sync.Mutex     // one backup at a time
 }
 
 type namedAgent struct {
