@@ -68,6 +68,9 @@ func (p *Program) backup(ctx context.Context, to string) (made api.BackupMade, e
 	if !filepath.IsAbs(to) {
 		return made, unprocessable("backup-directory-invalid", "name a directory from the root", "%q is not an absolute path", to)
 	}
+	if inside, err := filepath.Rel(p.config.Dir, to); err != nil || filepath.IsLocal(inside) {
+		return made, unprocessable("backup-directory-invalid", "choose a directory elsewhere, on another disk at best", "%q is in the data directory", to)
+	}
 	if !p.backing.TryLock() {
 		return made, &api.Problem{Type: "about:blank", Title: "Service Unavailable", Status: 503, Code: "backup-busy", Detail: "another backup is going on", Next: "ask again when it has ended"}
 	}
@@ -77,7 +80,7 @@ func (p *Program) backup(ctx context.Context, to string) (made api.BackupMade, e
 	}
 	m, err := p.takeBackup(ctx, to)
 	if err != nil {
-		return made, err
+		return made, errors.Join(err, os.RemoveAll(to)) // half a backup is none
 	}
 	made = api.BackupMade{Directory: to, Position: m.Position, Head: m.Head, Streams: len(m.Streams), Files: len(m.Files)}
 	for _, s := range m.Streams {
