@@ -32,6 +32,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			}
 			report.Items = append(report.Items, finding{check, err == nil, detail})
 		}
+		var warnings []finding // they fail nothing
 		c, err := a.signIn()
 		if err != nil {
 			add("context", err, "")
@@ -40,6 +41,11 @@ func (a *app) doctorCommand() *cobra.Command {
 			for _, path := range []string{"/livez", "/readyz?verbose"} {
 				detail, err := c.probe(ctx, path)
 				add(strings.TrimPrefix(path, "/"), err, detail)
+				for _, part := range strings.Split(detail, "; ") {
+					if warning, ok := strings.CutPrefix(part, "[!] "); ok {
+						warnings = append(warnings, finding{"warning", false, warning})
+					}
+				}
 			}
 			_, err := c.read(ctx, "/v1/regions", nil)
 			add("credentials", err, "accepted")
@@ -51,6 +57,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			}
 			add(tool, err, path)
 		}
+		report.Items = append(report.Items, warnings...)
 		b, err := json.Marshal(report)
 		if err != nil {
 			return err

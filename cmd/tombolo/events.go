@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +14,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/asyncapi"
 )
 
 var eventColumns = []column{{"SEQUENCE", "sequence", false}, {"TIME", "stored", false}, {"TYPE", "type", false}, {"SUBJECT", "subject", false},
@@ -23,6 +27,8 @@ type eventFilter struct {
 	kinds, types []string
 	region, id   string
 	from, to     uint64
+
+	actor, correlation, until string
 }
 
 func (e *eventFilter) flags(c *cobra.Command) *cobra.Command {
@@ -33,6 +39,8 @@ func (e *eventFilter) flags(c *cobra.Command) *cobra.Command {
 	f.StringVar(&e.id, "id", "", "only of the aggregate or operation with this id")
 	f.Uint64Var(&e.from, "from", 0, "first sequence")
 	f.Uint64Var(&e.to, "to", 0, "last sequence")
+	f.StringVar(&e.actor, "actor", "", "only what this user caused")
+	f.StringVar(&e.correlation, "correlation", "", "only of this operation, or of what a client gave")
 	return c
 }
 
@@ -46,6 +54,9 @@ func (e *eventFilter) query() url.Values {
 	}
 	set(q, "region", e.region)
 	set(q, "id", e.id)
+	set(q, "actor", e.actor)
+	set(q, "correlation", e.correlation)
+	set(q, "until", e.until)
 	if e.from > 0 {
 		q.Set("from", strconv.FormatUint(e.from, 10))
 	}
@@ -69,22 +80,35 @@ func (a *app) eventsCommand() *cobra.Command {
 		return c.history(ctx, filter.query())
 	})
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	c.AddCommand(a.eventsSchema())
 	return filter.flags(c)
 }
 
-func (a *app) auditCommand() *cobra.Command {
-	var filter eventFilter
-	log := filter.flags(a.verb("log", "The journal's records", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		c, err := a.ready()
+func (a *app) eventsSchema() *cobra.Command {
+	var schema int
+	c := a.verb("schema [TYPE]", "The JSON Schema of an event's data; without a type the AsyncAPI document of all", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
+		b, err := asyncapi.Document()
+		if len(args) > 0 {
+			if schema == 0 {
+				for _, d := range events.NewRegistry().Definitions() {
+					if string(d.Type) == args[0] {
+						schema = d.Schema
+					}
+				}
+			}
+			b, err = asyncapi.Schema(events.Type(args[0]), schema)
+		}
+		if errors.Is(err, asyncapi.ErrUnknown) {
+			return fail(exitNotFound, "event-type-unknown", "there is no event %s with a schema %d", args[0], schema).withNext("tombolo events schema lists all, under components.messages")
+		}
 		if err != nil {
 			return err
 		}
-		return c.history(ctx, filter.query())
-	}))
-	at := a.verb("at SEQ|TIME", "The catalogue as of then", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, "/v1/audit/at/"+url.PathEscape(args[0]), nil, shape{"templates", "number", append([]column{}, templateColumns...)})
+		_, err = a.out.Write(b)
+		return err
 	})
-	return noun("audit", "What happened, and how things stood", log, at)
+	c.Flags().IntVar(&schema, "schema", 0, "an older one than today's")
+	return c
 }
 
 // history prints a part of the history, page by page; as JSON one event a line.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,6 +34,9 @@ func TestMain(m *testing.M) {
 //	http M PATH WANT asks with the administrator's token, demands the status; the answer is in the file http
 //	await RE ARGS    runs tombolo at every event until its stdout matches, for a minute at most
 //	capture VAR      puts stdout, without the line's end, into an environment variable
+//	fill REGEXP      makes large regions known until /readyz?verbose matches, or one is refused if that is the word
+//	busy             makes one region after another known, from now on until
+//	rest             which demands that a further one was accepted
 //	image FILE       builds an ext4 image of this repository's own sources
 //	device VAR DIR REGION ENV/NODE/DISK   puts the URL of a disk's block device into an environment variable
 func TestStories(t *testing.T) {
@@ -41,18 +45,24 @@ func TestStories(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Setenv("LARGE", strings.Repeat("n", 60<<10)) // of what the journal takes at once
+			example, err := filepath.Abs("../../docs/how-to/regions.yaml")
+			e.Setenv("SETTINGS", example)
 			e.Values["story"] = &story{}
-			return nil
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "image": image, "device": device,
+			"up": up, "down": down, "exit": exit, "http": ask, "await": await, "capture": capture, "fill": fill, "busy": busy, "rest": rest, "image": image, "device": device,
 		},
 		RequireExplicitExec: true,
 	})
 }
 
 // story is what one script has going on.
-type story struct{ server *exec.Cmd }
+type story struct {
+	server *exec.Cmd
+	quiet  chan chan error // asks busy to end
+}
 
 func of(ts *testscript.TestScript) *story { return ts.Value("story").(*story) }
 
@@ -189,6 +199,94 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("tombolo %s never answered %s; at last:\n%s", strings.Join(args[1:], " "), args[0], last)
+}
+
+func fill(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: fill REGEXP")
+	}
+	want, err := regexp.Compile(args[0])
+	ts.Check(err)
+	admin, err := contexts.Read(ts.Getenv("TOMBOLO_CONTEXT"))
+	ts.Check(err)
+	for n := 0; n < 1000; n++ {
+		resp, err := http.Get("http://" + ts.Getenv("HTTP") + "/readyz?verbose")
+		ts.Check(err)
+		said, err := io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close()))
+		if want.Match(said) {
+			return
+		}
+		status, answer, err := addRegion(ts.Getenv("HTTP"), admin.Token, fmt.Sprintf("fill-%d-%d", time.Now().UnixNano(), n), strings.Repeat("n", 50<<10))
+		ts.Check(errors.Join(err, os.WriteFile(ts.MkAbs("http"), answer, 0o644)))
+		if status >= 300 && args[0] == "refused" {
+			return
+		}
+		if status >= 300 {
+			ts.Fatalf("after %d regions: %s", n, answer)
+		}
+	}
+	ts.Fatalf("the journal never came to %s", args[0])
+}
+
+func addRegion(server, token, id, name string) (status int, answer []byte, err error) {
+	body := fmt.Sprintf(`{"region":%q,"profile":{"name":%q,"latitude":0,"longitude":0}}`, id, name)
+	r, err := http.NewRequest(http.MethodPost, "http://"+server+"/v1/regions", strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, errors.Join(err, resp.Body.Close())
+}
+
+func busy(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: busy, and rest afterwards")
+	}
+	admin, err := contexts.Read(ts.Getenv("TOMBOLO_CONTEXT"))
+	ts.Check(err)
+	server, begun, quiet := ts.Getenv("HTTP"), make(chan error, 1), make(chan chan error)
+	go func() {
+		var ended chan error
+		for n := 0; ; n++ {
+			status, answer, err := addRegion(server, admin.Token, fmt.Sprintf("busy-%d", n), "Busy")
+			if err == nil && status >= 300 {
+				err = fmt.Errorf("busy: %d %s", status, answer)
+			}
+			if n == 0 {
+				begun <- err
+			}
+			if ended != nil || err != nil { // this one was sent after the end was asked for
+				if ended == nil {
+					ended = <-quiet
+				}
+				ended <- err
+				return
+			}
+			select {
+			case ended = <-quiet:
+			default:
+			}
+		}
+	}()
+	ts.Check(<-begun)
+	of(ts).quiet = quiet
+}
+
+func rest(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 || of(ts).quiet == nil {
+		ts.Fatalf("usage: rest, after busy")
+	}
+	ended := make(chan error)
+	of(ts).quiet <- ended
+	ts.Check(<-ended)
+	of(ts).quiet = nil
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

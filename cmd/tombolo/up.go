@@ -16,13 +16,15 @@ import (
 
 func (a *app) upCommand() *cobra.Command {
 	up, c := a.starter("up", "Start everything in one process: bus, control plane, regions, HTTP")
-	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of the directory, or beijing,sydney,chicago)")
+	up.AddCommand(a.settingsSchema())
+	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of --config, or of the directory, or beijing,sydney,chicago)")
 	return up
 }
 
 func (a *app) serverCommand() *cobra.Command {
 	server, c := a.starter("server", "Start the control plane alone; the regions' agents run elsewhere (agent run)")
 	c.Alone = true
+	server.AddCommand(a.serverGrow(), a.serverBackup(), a.serverRestore())
 	server.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to make known, as region add does")
 	return server
 }
@@ -30,7 +32,7 @@ func (a *app) serverCommand() *cobra.Command {
 // starter makes a command that starts a program.
 func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 	c := &program.Config{}
-	var sync string
+	var sync, config string
 	start := a.verb(name, short, cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		if a.output != "table" && a.output != "json" {
 			return usage("%s -o %s: table or json", name, a.output)
@@ -42,14 +44,22 @@ func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 		default:
 			return usage("--sync %s: always or lazy", sync)
 		}
+		if config != "" {
+			var err error
+			if c.Settings, err = readSettings(config); err != nil {
+				return err
+			}
+		}
 		c.Log, c.Version = a.log(), version()
 		return a.up(ctx, *c)
 	})
 	f := start.Flags()
+	f.StringVar(&config, "config", "", "a YAML file that says which regions there are, where they are, and what their pools have (tombolo up schema)")
 	f.StringVar(&c.Dir, "data", "tombolo-data", "data directory; one that is there is continued")
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
 	f.StringSliceVar(&c.Advertise, "advertise", nil, "names or addresses by which other hosts reach this one, the preferred one first (default: its own); what does not listen on loopback is reached by TLS")
+	f.Int64Var(&c.Bytes, "journal-size", 0, "most bytes that the journal of a new directory may take (default: 8 GiB, or half of what the disk has); server grow raises it")
 	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
 	return start, c
 }

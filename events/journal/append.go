@@ -24,9 +24,10 @@ func (j *JetStream) Append(ctx context.Context, p Proposal) (events.Record, erro
 		return events.Record{}, err
 	}
 	size, kind := m.storedSize(), p.Event.EventType()
-	if !j.admits(ctx, size, j.options.Finishing(kind)) {
+	finishing := j.options.Finishing(p)
+	if !j.admits(ctx, size, finishing) {
 		// A repeat of a stored proposal is answered even now.
-		return j.settle(ctx, p, j.room.full(kind))
+		return j.settle(ctx, p, j.room.full(kind, finishing))
 	}
 	m.header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(p.Expect.Sequence, 10)}
 	m.header[jetstream.ExpectedStreamHeader] = []string{StreamName}
@@ -50,7 +51,7 @@ func (j *JetStream) Append(ctx context.Context, p Proposal) (events.Record, erro
 		case hasCode(err, jetstream.JSErrCodeStreamMessageExceedsMaximum):
 			return events.Record{}, fmt.Errorf("%w: %s: %w", events.ErrTooLarge, kind, err)
 		case hasCode(err, codeStoreFailed, codeAccountResources, codeInsufficient, codeStorageResources):
-			return j.settle(ctx, p, j.whyNotStored(ctx, kind, size, err))
+			return j.settle(ctx, p, j.whyNotStored(ctx, kind, finishing, size, err))
 		case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrMaxPayload):
 			return events.Record{}, notStored(sent, err)
 		case isAPIError(err):
@@ -157,14 +158,14 @@ func (j *JetStream) admits(ctx context.Context, size uint64, finishing bool) boo
 
 // whyNotStored turns JetStream's refusal to store into ErrFull where a limit is
 // the reason. Code 10077 stands for any failure of the store: the figures tell.
-func (j *JetStream) whyNotStored(ctx context.Context, t events.Type, size uint64, err error) error {
+func (j *JetStream) whyNotStored(ctx context.Context, t events.Type, finishing bool, size uint64, err error) error {
 	if hasCode(err, codeStoreFailed) {
 		used, limit, usageErr := j.Usage(ctx)
 		if usageErr != nil || admits(used, limit, size, true) {
 			return fmt.Errorf("append %s: %w", t, err)
 		}
 	}
-	return fmt.Errorf("%w: %w", j.room.full(t), err)
+	return fmt.Errorf("%w: %w", j.room.full(t, finishing), err)
 }
 
 // settle ends an append that the store refused: the record if the proposal is

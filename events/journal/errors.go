@@ -53,7 +53,16 @@ func (e *ConflictError) Unwrap() error { return ErrConflict }
 // FullError is an ErrFull with the journal's size, in bytes.
 type FullError struct {
 	Type        events.Type
+	Finishing   bool // it is one of those that the last tenth is kept for, and that is used up too
 	Used, Limit uint64
+}
+
+// Code is journal-nearly-full where only the last tenth is left, and journal-full where nothing is.
+func (e *FullError) Code() string {
+	if e.Finishing {
+		return "journal-full"
+	}
+	return "journal-nearly-full"
 }
 
 func (e *FullError) Error() string {

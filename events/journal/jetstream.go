@@ -52,9 +52,12 @@ type Options struct {
 	MaxBytes int64
 	// Replicas of a stream that Open creates; 0 means 1.
 	Replicas int
-	// Finishing says which event types finish, undo or release something: the
+	// Finishing says which proposals finish, undo or release something: the
 	// ones that the last tenth of the limit is kept for. nil means none.
-	Finishing func(events.Type) bool
+	Finishing func(Proposal) bool
+	// Alarm is told whenever the journal comes to another level of fullness, from
+	// Roomy at the start; it must not wait for the journal. nil means nobody is.
+	Alarm func(level Level, used, limit uint64)
 	// AckWait is how long an acknowledgement is waited for before the journal
 	// looks whether the event was stored; 0 means 2 s.
 	AckWait time.Duration
@@ -93,9 +96,9 @@ func Open(ctx context.Context, conn *nats.Conn, o Options) (*JetStream, error) {
 		o.Replicas = 1
 	}
 	if o.Finishing == nil {
-		o.Finishing = func(events.Type) bool { return false }
+		o.Finishing = func(Proposal) bool { return false }
 	}
-	j := &JetStream{conn: conn, options: o, api: "$JS.API."}
+	j := &JetStream{conn: conn, options: o, api: "$JS.API.", room: room{alarm: o.Alarm}}
 	var err error
 	if o.Domain == "" {
 		j.js, err = jetstream.New(conn)

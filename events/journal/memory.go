@@ -26,7 +26,7 @@ type Memory struct {
 	heads     map[string][]uint64 // sequences by subject
 	used      uint64
 	limit     uint64
-	finishing func(events.Type) bool
+	finishing func(Proposal) bool
 	vanished  bool
 	loseAcks  int
 	cut       bool
@@ -42,7 +42,7 @@ func NewMemory(registry *events.Registry, clock func() time.Time) *Memory {
 		clock:     clock,
 		removed:   map[uint64]bool{},
 		heads:     map[string][]uint64{},
-		finishing: func(events.Type) bool { return false },
+		finishing: func(Proposal) bool { return false },
 		changed:   make(chan struct{}),
 	}
 }
@@ -56,9 +56,9 @@ func (m *Memory) change(f func()) {
 	m.changed = make(chan struct{})
 }
 
-// SetLimit bounds the journal, in bytes; 0 is no limit. The types for which
+// SetLimit bounds the journal, in bytes; 0 is no limit. The proposals for which
 // finishing is true may use the last tenth.
-func (m *Memory) SetLimit(limit uint64, finishing func(events.Type) bool) {
+func (m *Memory) SetLimit(limit uint64, finishing func(Proposal) bool) {
 	m.change(func() { m.limit, m.finishing = limit, finishing })
 }
 
@@ -202,8 +202,8 @@ func (m *Memory) accept(p Proposal, msg message) (uint64, error) {
 	if m.vanished {
 		return 0, ErrVanished
 	}
-	if t := p.Event.EventType(); !admits(m.used, m.limit, msg.storedSize(), m.finishing(t)) {
-		return 0, &FullError{Type: t, Used: m.used, Limit: m.limit}
+	if finishing := m.finishing(p); !admits(m.used, m.limit, msg.storedSize(), finishing) {
+		return 0, &FullError{Type: p.Event.EventType(), Finishing: finishing, Used: m.used, Limit: m.limit}
 	}
 	if m.last(p.Aggregate) != p.Expect.Sequence {
 		return 0, &ConflictError{Aggregate: p.Aggregate, Expected: p.Expect}

@@ -80,25 +80,8 @@ func (c codec) encode(p Proposal) (message, events.Record, error) {
 		return message{}, events.Record{}, err
 	}
 	subject := p.Aggregate.Subject()
-	values := [attrCount]string{
-		attrSpec:          specVersion,
-		attrID:            escape(p.ID),
-		attrSource:        c.source,
-		attrType:          escape(string(p.Event.EventType())),
-		attrTime:          p.Time.UTC().Format(time.RFC3339Nano),
-		attrSubject:       subject[len(events.SubjectPrefix):],
-		attrContentType:   contentType,
-		attrSchema:        strconv.Itoa(schema),
-		attrRevision:      strconv.FormatUint(p.Expect.Revision+1, 10),
-		attrPrevious:      string(p.Expect.Digest),
-		attrActorAccount:  escape(string(p.Actor.Account)),
-		attrActorUser:     escape(string(p.Actor.User)),
-		attrCommand:       escape(string(p.Command.ID)),
-		attrCommandDigest: escape(string(p.Command.Digest)),
-		attrCorrelation:   escape(p.Correlation),
-		attrCausation:     escape(p.Causation),
-		attrTraceParent:   escape(p.TraceParent),
-	}
+	values := attributes(c.source, p.Event.EventType(), events.Record{ID: p.ID, Aggregate: p.Aggregate, Revision: p.Expect.Revision + 1, Time: p.Time, Actor: p.Actor,
+		Command: p.Command, Correlation: p.Correlation, Causation: p.Causation, TraceParent: p.TraceParent, Schema: schema, Previous: p.Expect.Digest})
 	m := message{subject: subject, header: make(nats.Header, attrCount+1), payload: payload}
 	backing, size := values, 0
 	for i := range backing {
@@ -115,6 +98,36 @@ func (c codec) encode(p Proposal) (message, events.Record, error) {
 		return message{}, events.Record{}, err
 	}
 	return m, r, nil
+}
+
+// attributes are an event's headers as they are on the wire, in the order of the digest.
+func attributes(source string, kind events.Type, r events.Record) [attrCount]string {
+	return [attrCount]string{
+		attrSpec:          specVersion,
+		attrID:            escape(r.ID),
+		attrSource:        source,
+		attrType:          escape(string(kind)),
+		attrTime:          r.Time.UTC().Format(time.RFC3339Nano),
+		attrSubject:       strings.TrimPrefix(r.Aggregate.Subject(), events.SubjectPrefix),
+		attrContentType:   contentType,
+		attrSchema:        strconv.Itoa(r.Schema),
+		attrRevision:      strconv.FormatUint(r.Revision, 10),
+		attrPrevious:      string(r.Previous),
+		attrActorAccount:  escape(string(r.Actor.Account)),
+		attrActorUser:     escape(string(r.Actor.User)),
+		attrCommand:       escape(string(r.Command.ID)),
+		attrCommandDigest: escape(string(r.Command.Digest)),
+		attrCorrelation:   escape(r.Correlation),
+		attrCausation:     escape(r.Causation),
+		attrTraceParent:   escape(r.TraceParent),
+	}
+}
+
+// DigestOfRecord is the digest that an event of this type, with the record's attributes and payload, has in the
+// journal with that source (ce-source): what whoever holds a copy of an event computes to see whether it was altered.
+func DigestOfRecord(source string, kind events.Type, r events.Record) events.Digest {
+	values := attributes(source, kind, r)
+	return digest(r.Aggregate.Subject(), &values, r.Payload)
 }
 
 func validate(p Proposal) error {
@@ -247,7 +260,7 @@ func digest(subject string, values *[attrCount]string, payload []byte) events.Di
 	return events.Digest(hex.AppendEncode(append(out, "sha256:"...), sum[:]))
 }
 
-func netstring[B string | []byte](to []byte, b B) []byte {
+func netstring[B ~string | ~[]byte](to []byte, b B) []byte {
 	to = strconv.AppendInt(to, int64(len(b)), 10)
 	to = append(to, ':')
 	to = append(to, b...)

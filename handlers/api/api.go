@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -53,10 +54,11 @@ type Progress interface {
 	Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error
 }
 
-// Check is one part of readiness; Err is nil if it is well.
+// Check is one part of readiness; Err is nil if it is well. A warning leaves it ready.
 type Check struct {
-	Name string
-	Err  error
+	Name    string
+	Err     error
+	Warning string
 }
 
 // Config is what a handler is made of.
@@ -79,6 +81,9 @@ type Config struct {
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Enrol     Enrol          // nil: this is a region, which enrols none
 	Ready     func() []Check // beyond the feed and the journal
+	Grow      Grow           // nil: the journal's limit is not raised here
+	Backup    Backup         // nil: nothing is backed up here
+	Scratch   string         // where a replay folds; the system's place for that if empty
 	Patience  time.Duration  // how long a read waits for a position; 10 s if 0
 }
 
@@ -88,6 +93,7 @@ type Server struct {
 	mux     *http.ServeMux
 	api     huma.API
 	metrics *metrics
+	replay  sync.Mutex // one at a time
 }
 
 var _ http.Handler = (*Server)(nil)
@@ -113,6 +119,7 @@ func New(c Config) *Server {
 	s.accountRoutes()
 	s.auditRoutes()
 	s.eventRoutes()
+	s.journalRoutes()
 	s.documentErrors()
 	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.write(w, r, problem(http.StatusNotFound, "route-unknown", "there is nothing at %s %s", r.Method, r.URL.Path).

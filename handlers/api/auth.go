@@ -10,7 +10,7 @@ import (
 
 // open says which paths answer without a credential.
 func open(path string) bool {
-	return path == "/livez" || path == "/readyz" || path == "/openapi.json"
+	return path == "/livez" || path == "/readyz" || path == "/openapi.json" || path == "/asyncapi.json"
 }
 
 type callerKey struct{}

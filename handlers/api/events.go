@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/asyncapi"
 )
 
 // Event is one fact as CloudEvents 1.0 in JSON, with what Tombolo adds as
@@ -34,6 +35,7 @@ type Event struct {
 	ActorAccount    string          `json:"actoraccount"`
 	ActorUser       string          `json:"actoruser"`
 	Command         string          `json:"command,omitempty"`
+	CommandDigest   events.Digest   `json:"commanddigest,omitempty" doc:"of the command's body"`
 	Correlation     string          `json:"correlation,omitempty" doc:"the operation, or what a client gave"`
 	Causation       string          `json:"causation,omitempty" doc:"the event that led to it"`
 	TraceParent     string          `json:"traceparent,omitempty"`
@@ -46,7 +48,7 @@ func (s *Server) showEvent(r events.Record) Event {
 	return Event{
 		SpecVersion: "1.0", ID: r.ID, Source: s.Source, Type: r.Event.EventType(), Subject: strings.TrimPrefix(r.Aggregate.Subject(), events.SubjectPrefix),
 		Time: r.Time.UTC(), DataContentType: "application/json", Sequence: r.Sequence, Revision: r.Revision, Stored: r.Stored.UTC(), Schema: r.Schema,
-		ActorAccount: string(r.Actor.Account), ActorUser: string(r.Actor.User), Command: string(r.Command.ID), Correlation: r.Correlation,
+		ActorAccount: string(r.Actor.Account), ActorUser: string(r.Actor.User), Command: string(r.Command.ID), CommandDigest: r.Command.Digest, Correlation: r.Correlation,
 		Causation: r.Causation, TraceParent: r.TraceParent, Previous: r.Previous, Digest: r.Digest, Data: json.RawMessage(r.Payload),
 	}
 }
@@ -54,15 +56,18 @@ func (s *Server) showEvent(r events.Record) Event {
 // eventsInput asks for facts. Which it is, a list or a stream, Accept decides.
 type eventsInput struct {
 	Scope
-	From      uint64   `query:"from" doc:"first sequence; 1 for a list, the next event for a stream, if absent"`
-	To        uint64   `query:"to" doc:"last sequence; the journal's last if absent"`
-	Limit     int      `query:"limit" minimum:"1" maximum:"1000" default:"100"`
-	Kind      []string `query:"kind,explode" doc:"only of these kinds of aggregate" example:"template"`
-	Type      []string `query:"type,explode" doc:"only of these types; a trailing * stands for any end" example:"instance.copy-*"`
-	Region    string   `query:"region" doc:"only of this region"`
-	ID        string   `query:"id" doc:"only of the aggregate with this id, or of the operation"`
-	LastEvent string   `header:"Last-Event-ID" doc:"go on after this sequence (server-sent events)"`
-	Accept    string   `header:"Accept" doc:"text/event-stream for a stream"`
+	From        uint64   `query:"from" doc:"first sequence; 1 for a list, the next event for a stream, if absent"`
+	To          uint64   `query:"to" doc:"last sequence; the journal's last if absent"`
+	Until       string   `query:"until" doc:"last sequence, or an RFC 3339 time that nothing later than is given"`
+	Limit       int      `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	Kind        []string `query:"kind,explode" doc:"only of these kinds of aggregate" example:"template"`
+	Type        []string `query:"type,explode" doc:"only of these types; a trailing * stands for any end" example:"instance.copy-*"`
+	Region      string   `query:"region" doc:"only of this region"`
+	ID          string   `query:"id" doc:"only of the aggregate with this id, or of the operation"`
+	Actor       string   `query:"actor" doc:"only what this user caused"`
+	Correlation string   `query:"correlation" doc:"only of this operation, or of what a client gave"`
+	LastEvent   string   `header:"Last-Event-ID" doc:"go on after this sequence (server-sent events)"`
+	Accept      string   `header:"Accept" doc:"text/event-stream for a stream"`
 }
 
 // Events is a part of the history.
@@ -73,6 +78,17 @@ type Events struct {
 }
 
 func (s *Server) eventRoutes() {
+	s.mux.HandleFunc("GET /asyncapi.json", func(w http.ResponseWriter, r *http.Request) {
+		b, err := asyncapi.Document()
+		if err != nil {
+			s.write(w, r, s.problemOf(r.Context(), err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/vnd.aai.asyncapi+json;version=3.0.0")
+		if _, err := w.Write(b); err != nil {
+			s.Log.Debug("the description of the events could not be sent", "error", err)
+		}
+	})
 	huma.Register(s.api, huma.Operation{OperationID: "list-events", Method: http.MethodGet, Path: "/v1/events", Tags: []string{"events"},
 		Summary: "Facts, as a list from..to or as server-sent events that go on", Responses: eventResponses(s.api.OpenAPI().Components.Schemas)},
 		func(ctx context.Context, in *eventsInput) (*huma.StreamResponse, error) {
@@ -80,12 +96,24 @@ func (s *Server) eventRoutes() {
 			if err != nil {
 				return nil, s.problemOf(ctx, err)
 			}
+			nothing := false
+			if in.Until != "" {
+				until, err := s.asOf(ctx, in.Until)
+				if err != nil {
+					return nil, s.problemOf(ctx, err)
+				}
+				if nothing = until == 0; in.To == 0 || until < in.To {
+					in.To = until
+				}
+			}
 			if strings.Contains(in.Accept, "text/event-stream") {
 				return s.eventStream(in, wanted)
 			}
-			list, err := s.history(ctx, in, wanted)
-			if err != nil {
-				return nil, s.problemOf(ctx, err)
+			list := Events{Known: complete(0), Items: []Event{}} // before the first event
+			if !nothing {
+				if list, err = s.history(ctx, in, wanted); err != nil {
+					return nil, s.problemOf(ctx, err)
+				}
 			}
 			return &huma.StreamResponse{Body: func(c huma.Context) {
 				c.SetHeader("Content-Type", "application/json")
@@ -126,6 +154,10 @@ func (s *Server) filter(ctx context.Context, in *eventsInput) (func(events.Recor
 			return false
 		case in.ID != "" && r.Aggregate.ID != in.ID && r.Correlation != in.ID:
 			return false
+		case in.Actor != "" && string(r.Actor.User) != in.Actor:
+			return false
+		case in.Correlation != "" && r.Correlation != in.Correlation:
+			return false
 		case len(in.Kind) > 0 && !slices.Contains(in.Kind, string(r.Aggregate.Kind)):
 			return false
 		case len(types) > 0 && !slices.ContainsFunc(types, func(t string) bool { return matchesType(t, string(r.Event.EventType())) }):
@@ -155,8 +187,7 @@ func (s *Server) history(ctx context.Context, in *eventsInput, wanted func(event
 	if to == 0 || to > tip {
 		to = tip
 	}
-	none := uint64(0)
-	out := Events{Known: Known{Position: to, Lag: &none}, Items: []Event{}}
+	out := Events{Known: complete(to), Items: []Event{}}
 	if from > to {
 		return out, nil
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tombolo-vdc/tombolo/events/journal"
 )
 
 // health registers the probes and the metrics.
@@ -38,10 +40,13 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for _, c := range checks {
-		if c.Err == nil {
-			fmt.Fprintf(w, "[+] %s ok\n", c.Name)
-		} else {
+		switch {
+		case c.Err != nil:
 			fmt.Fprintf(w, "[-] %s: %v\n", c.Name, c.Err)
+		case c.Warning != "":
+			fmt.Fprintf(w, "[!] %s: %s\n", c.Name, c.Warning)
+		default:
+			fmt.Fprintf(w, "[+] %s ok\n", c.Name)
 		}
 	}
 }
@@ -54,10 +59,24 @@ func (s *Server) checks(r *http.Request) []Check {
 	}
 	tip, err := s.Journal.Tip(r.Context())
 	out := []Check{reads, {Name: fmt.Sprintf("journal (tip %d)", tip), Err: err}}
+	if used, limit, err := s.Journal.Usage(r.Context()); err == nil && limit > 0 {
+		out = append(out, Check{Name: fmt.Sprintf("journal's room (%d of %d bytes)", used, limit), Warning: Fullness(journal.LevelOf(used, limit))})
+	}
 	if s.Ready != nil {
 		out = append(out, s.Ready()...)
 	}
 	return out
+}
+
+// Fullness says in words what a journal's level asks for; nothing where it asks for nothing.
+func Fullness(l journal.Level) string {
+	switch l {
+	case journal.Filling:
+		return "eight tenths are used: raise the limit soon (tombolo server grow)"
+	case journal.NearlyFull:
+		return "nine tenths are used: only what finishes, undoes or releases something is accepted (tombolo server grow)"
+	}
+	return ""
 }
 
 // metrics are this handler's own: no global registry.
@@ -77,6 +96,7 @@ func newMetrics(s *Server) *metrics {
 	m.registry.MustRegister(m.requests, m.seconds, &journalCollector{s,
 		prometheus.NewDesc("tombolo_journal_bytes", "Bytes that the journal takes.", nil, nil),
 		prometheus.NewDesc("tombolo_journal_limit_bytes", "Bytes that the journal may take; 0 is without limit.", nil, nil),
+		prometheus.NewDesc("tombolo_journal_level", "How full the journal is: 1 from eight tenths of its limit on, 2 from nine tenths on, where only what finishes is accepted.", nil, nil),
 		prometheus.NewDesc("tombolo_journal_sequence", "Sequence of the journal's last event.", nil, nil),
 		prometheus.NewDesc("tombolo_reads_position", "Sequence of the last event that reads show.", nil, nil),
 		prometheus.NewDesc("tombolo_reads_lag", "Events that the journal has beyond the reads.", nil, nil),
@@ -95,13 +115,13 @@ func (m *metrics) request(r *http.Request, status int, took time.Duration) {
 
 // journalCollector asks when it is scraped.
 type journalCollector struct {
-	server                                           *Server
-	bytes, limit, sequence, position, lag, isStopped *prometheus.Desc
+	server                                                  *Server
+	bytes, limit, level, sequence, position, lag, isStopped *prometheus.Desc
 }
 
 // Describe names what Collect gives.
 func (c *journalCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.bytes, c.limit, c.sequence, c.position, c.lag, c.isStopped} {
+	for _, d := range []*prometheus.Desc{c.bytes, c.limit, c.level, c.sequence, c.position, c.lag, c.isStopped} {
 		out <- d
 	}
 }
@@ -121,6 +141,7 @@ func (c *journalCollector) Collect(out chan<- prometheus.Metric) {
 	if used, limit, err := c.server.Journal.Usage(ctx); err == nil {
 		gauge(c.bytes, float64(used))
 		gauge(c.limit, float64(limit))
+		gauge(c.level, float64(journal.LevelOf(used, limit)))
 	}
 	if tip, err := c.server.Journal.Tip(ctx); err == nil {
 		gauge(c.sequence, float64(tip))

@@ -112,6 +112,7 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 		}
 		return p
 	}
+	var full *journal.FullError
 	switch {
 	case errors.As(err, &behind):
 		p := problem(http.StatusServiceUnavailable, "behind", "the reads here are at position %d, %d is wanted", behind.Position, behind.Wanted).
@@ -122,9 +123,9 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 		return problem(http.StatusUnprocessableEntity, string(reads.Code), "%s", reads.Detail)
 	case errors.As(err, &reads) && reads.Code == projections.CodeBuilding:
 		return problem(http.StatusServiceUnavailable, string(reads.Code), "%s", reads.Detail).withNext("ask again in a moment")
-	case errors.Is(err, journal.ErrFull):
-		return problem(http.StatusInsufficientStorage, "journal-full", "the journal has reached its limit; only what finishes, undoes or releases is accepted").
-			withNext("tombolo server grow")
+	case errors.As(err, &full):
+		return problem(http.StatusInsufficientStorage, full.Code(), "the journal has %d of at most %d bytes; only what finishes, undoes or releases something is accepted", full.Used, full.Limit).
+			withNext("an administrator can raise the limit: tombolo server grow --to BYTES")
 	case errors.Is(err, journal.ErrAmbiguous):
 		return problem(http.StatusServiceUnavailable, "outcome-unknown", "whether the command was stored could not be found out in time").
 			withNext("send it again with the same Idempotency-Key")

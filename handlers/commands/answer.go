@@ -103,11 +103,12 @@ func FailureOf(err error, log *slog.Logger) Failure {
 		return f
 	}
 	const again = "send it again with the same command id"
+	var full *journal.FullError
 	switch {
 	case errors.Is(err, journal.ErrAmbiguous):
 		return Failure{Code: "outcome-unknown", Class: Unavailable, Text: "whether the command was recorded could not be found out in time", Next: again}
-	case errors.Is(err, journal.ErrFull):
-		return Failure{Code: "journal-full", Class: Unavailable, Text: "the journal is full", Next: "an administrator can raise its limit: tombolo server grow"}
+	case errors.As(err, &full):
+		return Failure{Code: full.Code(), Class: Unavailable, Text: "the journal has reached its limit: only what finishes, undoes or releases something is accepted", Next: "an administrator can raise its limit: tombolo server grow"}
 	case errors.Is(err, events.ErrTooLarge):
 		return Failure{Code: "too-large", Class: aggregates.Invalid, Text: "the command leads to an event larger than the journal takes", Next: "send less at once"}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

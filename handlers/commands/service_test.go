@@ -138,7 +138,7 @@ func TestTemplateCreateClaimsAgain(t *testing.T) {
 	claims := func() int { return len(w.history(t, name.Of("acme", "", "one-name"))) }
 	for try := range 3 { // cut short again and again, each time after the claims have run out
 		w.now = func() time.Time { return start.Add(time.Duration(try) * 2 * commands.ClaimTime) }
-		if _, err := shut.Do(t.Context(), request("mine")); commands.FailureOf(err, slog.New(slog.DiscardHandler)).Code != "journal-full" {
+		if _, err := shut.Do(t.Context(), request("mine")); commands.FailureOf(err, slog.New(slog.DiscardHandler)).Code != "journal-nearly-full" {
 			t.Fatal(err)
 		}
 		if claims() != try+1 {

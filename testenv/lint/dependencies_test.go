@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "rewrite testdata/dependencies.txt from go.mod")
+var update = flag.Bool("update", false, "rewrite testdata/dependencies.txt from go.mod, and docs/events.md from the code")
 
 const dependenciesFile = "docs/dependencies.md"
 

@@ -47,16 +47,22 @@ func (p *Program) bootstrap(ctx context.Context) error {
 	}
 	for _, r := range p.config.Regions {
 		id := events.RegionID(r)
-		err := bootstrap(ctx, p, "region-"+r, region.Add{Region: id, Profile: place(id)})
+		err := bootstrap(ctx, p, "region-"+r, region.Add{Region: id, Profile: p.config.Settings.profile(id)})
 		refusal, ok := aggregates.AsRefusal(err)
 		switch {
 		case ok && refusal.Code == "region-exists": // somebody has described it better
+			if _, said := p.config.Settings.region(id); said {
+				p.config.Log.Warn("the region is there with another profile than the settings say, and keeps it", "region", r)
+			}
 		case ok && refusal.Code == "region-retired":
 			p.config.Log.Warn("the region is retired; its agent is started all the same, to let go of what it holds", "region", r)
 		case err != nil:
 			return err
 		}
 		if err := p.addUser(ctx, p.keys.agents[id]); err != nil {
+			return err
+		}
+		if err := p.bootstrapPools(ctx, id); err != nil {
 			return err
 		}
 	}

@@ -221,10 +221,14 @@ func (p *Program) openHTTP(ctx context.Context) error {
 		return err
 	}
 	p.bootstrapped = tip
+	// What a replay left behind when the program was killed.
+	if err := errors.Join(os.RemoveAll(p.dir("scratch")), os.MkdirAll(p.dir("scratch"), 0o700)); err != nil {
+		return err
+	}
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol,
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
 			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,

@@ -16,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -44,11 +43,13 @@ type Config struct {
 	HTTP    string   // host:port; port 0 picks one
 	NATS    string   // host:port; port 0 picks one
 	Regions []string // whose agents run in this process; empty: those that were there before
-	Alone   bool     // the control plane alone: Regions are made known, and their agents run elsewhere
 	// Advertise are names or addresses by which other hosts reach this one, the
 	// preferred one first; empty: its own. See openTrust.
 	Advertise []string
-	Lazy      bool // acknowledge before the disk has it: for tests and trials only
+	Settings  Settings // what is said of regions and their pools
+	Alone     bool     // the control plane alone: Regions are made known, and their agents run elsewhere
+	Bytes     int64    // most that the journal of a new directory may take; 0: 8 GiB, or half of what the disk has for the bus
+	Lazy      bool     // acknowledge before the disk has it: for tests and trials only
 	Version   string
 	Log       *slog.Logger // required
 	// Journal may put something between those who append and the journal, for
@@ -83,6 +84,7 @@ type Program struct {
 	agents       []namedAgent
 	agentsOpen   chan struct{}  // closed once agents is complete
 	closers      []func() error // in the order of opening
+	backing      sync.Mutex     // one backup at a time
 }
 
 type namedAgent struct {
@@ -158,7 +160,7 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 		return nil, err
 	}
 	if err := p.bootstrap(ctx); err != nil {
-		return nil, fmt.Errorf("set up accounts and regions: %w", err)
+		return nil, explained(fmt.Errorf("set up accounts and regions: %w", err))
 	}
 	if err := p.openFeeds(ctx); err != nil {
 		return nil, err
@@ -200,6 +202,9 @@ func (p *Program) lockDir() error {
 
 // chooseRegions takes the regions named, or those that the directory has.
 func (p *Program) chooseRegions() error {
+	if len(p.config.Regions) == 0 {
+		p.config.Regions = p.config.Settings.Names()
+	}
 	if len(p.config.Regions) == 0 && !p.config.Alone {
 		entries, err := os.ReadDir(p.dir("regions"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -262,7 +267,13 @@ func (p *Program) openJournal(ctx context.Context) error {
 		return err
 	}
 	limit := min(journalBytes, p.bus.MaxStore()/2)
-	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing})
+	if p.config.Bytes != 0 {
+		limit = p.config.Bytes
+	}
+	if limit < journal.MinBytes {
+		return &Error{"journal-too-small", fmt.Sprintf("a journal of %d bytes is too small: it needs %d at least", limit, journal.MinBytes), "--journal-size BYTES, or more room on the disk"}
+	}
+	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing, Alarm: p.alarm})
 	if err != nil {
 		return err
 	}
@@ -287,19 +298,6 @@ func (p *Program) diskFailure(ctx context.Context) error {
 		return &Error{"bus-disk-failed", fmt.Sprintf("the disk under the bus takes nothing more: %v", err),
 			"make room on the disk, then start again: what was answered is stored, what was not can be sent again with the same command id"}
 	}
-}
-
-// finishing says which events the last tenth of the journal is kept for: those
-// that end, undo or release something.
-func finishing(t events.Type) bool {
-	_, word, _ := strings.Cut(string(t), ".")
-	for _, end := range []string{"done", "failed", "undone", "stuck", "removed", "deleted", "released", "finished", "written-off",
-		"undo-ordered", "abandoned", "retired", "cancel-asked", "removal-wanted", "deletion-accepted"} {
-		if word == end || strings.HasSuffix(word, "-"+end) {
-			return true
-		}
-	}
-	return false
 }
 
 func (p *Program) openReads() (err error) {
@@ -462,6 +460,9 @@ func explained(err error) error {
 	}
 	if errors.Is(err, events.ErrUnknownEvent) {
 		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
+	}
+	if full := (*journal.FullError)(nil); errors.As(err, &full) {
+		return &Error{full.Code(), err.Error(), "start without what is new (regions, users), and raise the limit: tombolo server grow"}
 	}
 	return err
 }

@@ -246,7 +246,7 @@ func full(s *suite) {
 		last = r
 	}
 	var fullness *journal.FullError
-	if !errors.As(err, &fullness) || !errors.Is(err, journal.ErrFull) || fullness.Limit != Limit {
+	if !errors.As(err, &fullness) || !errors.Is(err, journal.ErrFull) || fullness.Limit != Limit || fullness.Code() != "journal-nearly-full" {
 		s.Fatalf("ordinary events end with %v, want ErrFull", err)
 	}
 	used, limit, err := s.Journal.Usage(s.ctx)
@@ -271,6 +271,9 @@ func full(s *suite) {
 		r, err := s.Journal.Append(s.ctx, s.propose(a, last.Head(), finish(60<<10)))
 		if err != nil {
 			s.wantError("beyond the limit", err, journal.ErrFull)
+			if !errors.As(err, &fullness) || fullness.Code() != "journal-full" {
+				s.Fatalf("beyond the limit: %v, want journal-full", err)
+			}
 			break
 		}
 		last = r

@@ -18,7 +18,9 @@ import (
 const Limit = 2 << 20
 
 // Finishing is what a Subject's journal must take for events that finish.
-func Finishing(t events.Type) bool { return t == events.RegionRetired{}.EventType() }
+func Finishing(p journal.Proposal) bool {
+	return p.Event.EventType() == events.RegionRetired{}.EventType()
+}
 
 // Subject is an empty journal and the faults that the suite puts it through.
 // Each fault is real for the implementation at hand.
