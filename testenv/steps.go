@@ -247,6 +247,22 @@ func (w *World) facts(ctx context.Context, from uint64, types ...string) ([]Fact
 	}
 }
 
+// Happened waits until an event of the type has been stored after the position,
+// and gives the first; reads from then on know of it.
+func (w *World) Happened(after uint64, t string) Fact {
+	w.t.Helper()
+	for {
+		position := w.Position()
+		if found := w.Facts(after+1, t); len(found) > 0 {
+			w.saw(found[0].Sequence)
+			return found[0]
+		}
+		if err := w.Client().Get(w.ctx, fmt.Sprintf("/v1/regions?after=%d", position+1), nil); err != nil {
+			w.t.Fatalf("no %s: %v", t, err)
+		}
+	}
+}
+
 // Position is how far the control plane's reads are.
 func (w *World) Position() uint64 {
 	w.t.Helper()

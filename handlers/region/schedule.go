@@ -240,7 +240,7 @@ func (j *job) perform(ctx context.Context, k kind) error {
 		return closedIsNil(err)
 	}
 	if j.Undo {
-		err := k.undo(j, ctx)
+		err := ended(k.undo(j, ctx))
 		var p *permanent
 		switch {
 		case errors.As(err, &p):

@@ -68,6 +68,28 @@ func (d Dir) at(step string) {
 	select {}
 }
 
+// Fail has store.Publish or store.Release refused with a code, without a try,
+// until Mend.
+func (d Dir) Fail(change string, code chunks.Code) error {
+	if err := os.MkdirAll(filepath.Join(string(d), "failing"), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(string(d), "failing", change), []byte(code), 0o600)
+}
+
+// Mend ends Fail.
+func (d Dir) Mend(change string) error {
+	return os.Remove(filepath.Join(string(d), "failing", change))
+}
+
+func (d Dir) failing(change string) error {
+	code, err := os.ReadFile(filepath.Join(string(d), "failing", change))
+	if err != nil {
+		return nil // it is not to fail
+	}
+	return chunks.Errorf(chunks.Code(code), "%s fails in this test", change)
+}
+
 // around is the two steps of one change; call what it gives after the change.
 func (d Dir) around(change string) func() {
 	d.at(Before(change))
@@ -135,6 +157,9 @@ func (s store) Hold(ctx context.Context, owner string, until time.Time) error {
 
 func (s store) Release(ctx context.Context, owner string) (bool, error) {
 	defer s.dir.around("store.Release")()
+	if err := s.dir.failing("store.Release"); err != nil {
+		return false, err
+	}
 	return s.Store.Release(ctx, owner)
 }
 
@@ -149,6 +174,9 @@ func (s store) Begin(ctx context.Context, owner string) (chunks.Session, error) 
 
 func (s store) Publish(ctx context.Context, r chunks.Root) error {
 	defer s.dir.around("store.Publish")()
+	if err := s.dir.failing("store.Publish"); err != nil {
+		return err
+	}
 	return s.Store.Publish(ctx, r)
 }
 
