@@ -128,7 +128,9 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 	}
 	q := r.URL.Query()
 	if strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/uploads") && !strings.HasPrefix(r.URL.Path, "/v1/orphans") {
-		q.Set("account", "default")
+		if !q.Has("account") {
+			q.Set("account", "default")
+		}
 		if seen := c.written.Load(); method == http.MethodGet && seen > 0 && !q.Has("as-of") && !strings.HasPrefix(r.URL.Path, "/v1/events") {
 			after, err := strconv.ParseUint(q.Get("after"), 10, 64)
 			if err != nil || after < seen {

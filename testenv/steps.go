@@ -211,10 +211,10 @@ func (w *World) Clean() {
 
 // Fact is an event as it is shown.
 type Fact struct {
+	ID       string         `json:"id"`
 	Sequence uint64         `json:"sequence"`
 	Type     string         `json:"type"`
 	Subject  string         `json:"subject"`
-	Command  string         `json:"command"`
 	Data     map[string]any `json:"data"`
 }
 

@@ -245,9 +245,9 @@ func (j *job) perform(ctx context.Context, k kind) error {
 		switch {
 		case errors.As(err, &p):
 			log.Error("the undo does not work", "error", err)
-			_, err = j.command(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+			err = j.report(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 		case err == nil:
-			_, err = j.command(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
+			err = j.report(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
 		}
 		return closedIsNil(err)
 	}
@@ -256,22 +256,33 @@ func (j *job) perform(ctx context.Context, k kind) error {
 	switch {
 	case errors.As(err, &p):
 		log.Warn("the work has failed", "error", err)
-		_, err = j.command(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+		err = j.report(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 	case err != nil:
 		if ctx.Err() == nil {
 			log.Info("the work has to wait", "error", err)
 			j.progress(Progress{Step: "waiting", Text: err.Error()})
 		}
 	default:
-		_, err = j.command(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
+		err = j.report(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
 	}
 	return closedIsNil(err)
 }
 
-// command sends a report. Its id names this try of this epoch: the result of
-// another try may differ, and is another command.
+// report says what came of the order, and waits until this agent's own
+// projections know: until then the order looks open, and would be done again.
+func (j *job) report(ctx context.Context, verb string, body any) error {
+	sequence, err := j.command(ctx, verb, body)
+	if err != nil {
+		return err
+	}
+	return j.agent.feed.WaitFor(ctx, sequence, "work-orders")
+}
+
+// command sends a report. Its id names this try, of this epoch, of the order as
+// it was then: the result of another try may differ, and is another command, and
+// so is the first try of an order that was opened again.
 func (j *job) command(ctx context.Context, verb string, body any) (uint64, error) {
-	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d %t", verb, j.epoch, j.attempt, j.Undo)))
+	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d at %d", verb, j.epoch, j.attempt, j.Revision)))
 	return retry(ctx, func() (uint64, error) {
 		return j.agent.cfg.Commander.Command(ctx, j.Account, events.KindWork, verb, id, body)
 	})
