@@ -54,7 +54,7 @@ type seen struct {
 const unreachable = "unreachable"
 
 // readEvery is how often a reader asks.
-const readEvery = 40 * time.Millisecond
+const readEvery = 100 * time.Millisecond
 
 // mainReader is the process; its exit code.
 func mainReader(plan string) int {

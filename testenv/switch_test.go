@@ -33,7 +33,7 @@ func TestReplaceReadersNeverSeeAMix(t *testing.T) {
 	}
 	t.Logf("TOMBOLO_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 27))
-	w := New(t, realProgram(t), Options{Timeout: 9 * time.Minute, Durable: true})
+	w := New(t, realProgram(t), Options{Timeout: 20 * time.Minute, Durable: true})
 	w.Pools(8)
 	env := w.Create("shop", "beijing", Disk(1, 64<<10))
 	number, operation := w.Save(env, "Shop", "beijing", "chicago", "sydney")

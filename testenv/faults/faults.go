@@ -53,8 +53,34 @@ func (d Dir) Spent() ([]string, error) {
 	return out, err
 }
 
+// Pause has the process stand still at a step, once, until somebody lets it go on.
+func (d Dir) Pause(step string) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(d.pausing(), []byte(step), 0o600)
+}
+
+// Paused says whether the process has come to the step that it is to pause at.
+func (d Dir) Paused() bool {
+	_, err := os.Stat(d.pausing() + ".done")
+	return err == nil
+}
+
+func (d Dir) pausing() string { return filepath.Join(string(d), "pause") }
+
+func (d Dir) pauseAt(step string) {
+	if wanted, err := os.ReadFile(d.pausing()); err != nil || string(wanted) != step {
+		return
+	}
+	if os.Rename(d.pausing(), d.pausing()+".done") == nil {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	}
+}
+
 // at ends the process if the step is armed and not spent. It does not return then.
 func (d Dir) at(step string) {
+	d.pauseAt(step)
 	phase, err := os.ReadFile(filepath.Join(string(d), "phase"))
 	if err != nil || len(phase) == 0 {
 		return
