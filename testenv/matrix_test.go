@@ -33,7 +33,7 @@ type matrix struct {
 	kind      ending
 	processes []string
 	start     time.Time
-	phase     string
+	scene     string
 }
 
 // TestFailureMatrix: capability 100: an environment is made, saved, copied,
@@ -56,18 +56,18 @@ func TestFailureMatrix(t *testing.T) {
 	stop := w.Supervise()
 	defer stop()
 
-	m.arm("setup")
+	m.arm("create", "setup")
 	w.Pools(8)
 	m.manage()
 	m.rest()
 
-	m.arm("create")
+	m.arm("create", "create")
 	env := w.Create("shop", "beijing", Disk(1, 512<<10))
 	m.giveUp()
 	m.rest()
 	m.leases("beijing", 0, 1)
 
-	m.arm("save")
+	m.arm("save", "save")
 	number, operation := w.Save(env, "Shop", "beijing", "sydney")
 	w.Done(operation)
 	m.rest()
@@ -76,21 +76,21 @@ func TestFailureMatrix(t *testing.T) {
 	m.leases("sydney", 1, 0)
 
 	m.write(env, Disk(2, 128<<10))
-	m.arm("replace")
+	m.arm("replace", "replace")
 	w.Done(w.Replace(number, env))
 	m.rest()
 	w.Verified(number, 2, "beijing", "sydney")
 	m.leases("beijing", 1, 1)
 	m.leases("sydney", 1, 0)
 
-	m.arm("instantiate")
+	m.arm("instantiate", "instantiate")
 	clones := []string{m.instantiate(number, "clone")}
 	m.rest()
 	content := Disk(1, 512<<10)
 	copy(content, Disk(2, 128<<10))
 	m.holds(clones[0], content)
 
-	m.arm("away")
+	m.arm("regions", "away")
 	m.must("POST", "/v1/environments/"+env+"/power", map[string]string{"power": "suspended"})
 	m.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": true})
 	m.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": false})
@@ -98,28 +98,28 @@ func TestFailureMatrix(t *testing.T) {
 	m.rest()
 	w.Verified(number, 2, "beijing")
 
-	m.arm("back")
+	m.arm("regions", "back")
 	m.backToAFullPool(number)
 	m.rest()
 	w.Verified(number, 2, "beijing", "sydney")
 	m.regions(number, "remove", "sydney")
 	m.rest()
 
-	m.arm("full disk")
+	m.arm("regions", "full disk")
 	m.backToAFullDisk(number)
 	m.rest()
 	w.Verified(number, 2, "beijing", "sydney")
 	m.regions(number, "remove", "sydney")
 	m.rest()
 
-	m.arm("on demand")
+	m.arm("regions", "on demand")
 	clones = append(clones, m.instantiate(number, "on-demand"))
 	m.regions(number, "add", "sydney")
 	m.rest()
 	w.Verified(number, 2, "beijing", "sydney")
 	m.holds(clones[1], content)
 
-	m.arm("damage")
+	m.arm("regions", "damage")
 	m.damage()
 	m.rest()
 	w.Verified(number, 2, "beijing", "sydney")
@@ -130,13 +130,13 @@ func TestFailureMatrix(t *testing.T) {
 	w.Verified(number, 2, "beijing", "sydney")
 	m.holds(clones[1], content)
 
-	m.arm("delete")
+	m.arm("delete", "delete")
 	for _, path := range []string{"/v1/templates/" + number, "/v1/environments/" + env, "/v1/environments/" + clones[0], "/v1/environments/" + clones[1]} {
 		w.Done(m.must("DELETE", path, struct{}{}).Operation)
 	}
 	m.rest()
 	m.covered()
-	m.arm("")
+	m.arm("", "the end")
 	m.rest()
 	for _, r := range w.Regions() {
 		m.leases(r, 0, 0)
@@ -144,10 +144,11 @@ func TestFailureMatrix(t *testing.T) {
 	m.once()
 }
 
-// arm begins a phase.
-func (m *matrix) arm(phase string) {
+// arm begins a scene of a phase: what has ended its process in this phase does
+// not end it again.
+func (m *matrix) arm(phase, scene string) {
 	m.t.Helper()
-	m.phase = phase
+	m.scene = scene
 	for _, p := range m.processes {
 		if err := m.kind.dir(p).Arm(phase); err != nil {
 			m.t.Fatal(err)
@@ -161,7 +162,7 @@ func (m *matrix) rest() {
 	m.t.Helper()
 	m.Rest()
 	m.Clean()
-	m.t.Logf("%s: %s", m.phase, time.Since(m.start).Round(100*time.Millisecond))
+	m.t.Logf("%s: %s", m.scene, time.Since(m.start).Round(100*time.Millisecond))
 }
 
 // insist tries again until it works: the process asked may just have ended.
@@ -212,7 +213,7 @@ func (m *matrix) holds(env string, content []byte) {
 func (m *matrix) leases(region string, reserved, bound int) {
 	m.t.Helper()
 	if p := m.PoolOf(region); p.Reserved != reserved || p.Bound != bound {
-		m.t.Errorf("%s, after %s: %+v; want %d reserved, %d bound", region, m.phase, p, reserved, bound)
+		m.t.Errorf("%s, after %s: %+v; want %d reserved, %d bound", region, m.scene, p, reserved, bound)
 	}
 }
 
@@ -399,7 +400,7 @@ func (m *matrix) cancelled(number, env string) {
 	m.Until(number, "version 3 is not saved", func(at Where) bool {
 		return slices.ContainsFunc(at.Regions, func(r WhereRegion) bool { return r.Version == 3 && r.Region == "beijing" && r.Verified })
 	})
-	m.arm("cancel")
+	m.arm("cancel", "cancel")
 	m.ends(m.cancel(m.Replace(number, env)), "cancelled")
 	m.fail("store.Release", chunks.StoreWriteFailed)
 	before := m.Position()
