@@ -277,7 +277,7 @@ func versionKey(template string, version int) Key { return Key{template, Number(
 func (Catalogue) Name() string { return "catalogue" }
 
 // Shape of the rows.
-func (Catalogue) Shape() int { return 2 }
+func (Catalogue) Shape() int { return 3 }
 
 // Tables of the catalogue.
 func (Catalogue) Tables() []Described {
@@ -498,6 +498,9 @@ func (Catalogue) work(w *Batch, r events.Record, fact events.WorkEvent) error {
 	i, ok, err := instances.Get(w, key...)
 	if err != nil || !ok || i.Observed == observed || i.Condition == ConditionRemoved || observed && i.Condition == ConditionRemoving {
 		return err
+	}
+	if !observed && i.Verified && i.Condition != ConditionRemoving {
+		return nil // an order before the one that brought it
 	}
 	i.Observed, i.ObservedBy = observed, evidence(r)
 	return instances.Put(w, i)

@@ -76,15 +76,19 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte, kin
 	key := uuid.NewString()
 	for {
 		err := c.try(ctx, method, path, body, kind, key, into)
-		var r *Refused
-		final := err == nil || errors.As(err, &r) && r.Status != http.StatusServiceUnavailable && r.Status != http.StatusInternalServerError
-		if final || ctx.Err() != nil {
+		if err == nil || final(err) || ctx.Err() != nil {
 			return err
 		}
 		if perr := pause(ctx); perr != nil {
 			return errors.Join(perr, err)
 		}
 	}
+}
+
+// final is an answer that asking again does not change.
+func final(err error) bool {
+	var r *Refused
+	return errors.As(err, &r) && r.Status != http.StatusServiceUnavailable && r.Status != http.StatusInternalServerError
 }
 
 // pause is between two attempts to reach a server that is not there: there is
@@ -124,7 +128,9 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 	}
 	q := r.URL.Query()
 	if strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/uploads") && !strings.HasPrefix(r.URL.Path, "/v1/orphans") {
-		q.Set("account", "default")
+		if !q.Has("account") {
+			q.Set("account", "default")
+		}
 		if seen := c.written.Load(); method == http.MethodGet && seen > 0 && !q.Has("as-of") && !strings.HasPrefix(r.URL.Path, "/v1/events") {
 			after, err := strconv.ParseUint(q.Get("after"), 10, 64)
 			if err != nil || after < seen {
@@ -158,13 +164,20 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 		return refused
 	}
 	if position, err := strconv.ParseUint(resp.Header.Get("Tombolo-Position"), 10, 64); err == nil && method != http.MethodGet {
-		for seen := c.written.Load(); seen < position && !c.written.CompareAndSwap(seen, position); seen = c.written.Load() {
-		}
+		raise(c.written, position)
 	}
 	if into == nil || len(answer) == 0 {
 		return nil
 	}
 	return json.Unmarshal(answer, into)
+}
+
+// saw has further reads wait for a position.
+func (w *World) saw(position uint64) { raise(&w.written, position) }
+
+func raise(to *atomic.Uint64, position uint64) {
+	for seen := to.Load(); seen < position && !to.CompareAndSwap(seen, position); seen = to.Load() {
+	}
 }
 
 // Get reads something.
@@ -236,7 +249,7 @@ func (a *Agent) Orphans() ([]map[string]string, error) {
 	for {
 		// The agent may come up again, and then elsewhere.
 		err := a.Client().Once(a.world.ctx, "GET", "/v1/orphans", nil, &out)
-		if err == nil || CodeOf(err) != "" {
+		if err == nil || final(err) {
 			return out.Items, err
 		}
 		if perr := pause(a.world.ctx); perr != nil {

@@ -11,6 +11,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(faults.Env); dir != "" {
 		os.Exit(faults.Main(faults.Dir(dir), os.Args[1:]))
 	}
+	if plan := os.Getenv(readerEnv); plan != "" {
+		os.Exit(mainReader(plan))
+	}
 	os.Exit(run(m))
 }
 

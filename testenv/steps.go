@@ -211,10 +211,10 @@ func (w *World) Clean() {
 
 // Fact is an event as it is shown.
 type Fact struct {
+	ID       string         `json:"id"`
 	Sequence uint64         `json:"sequence"`
 	Type     string         `json:"type"`
 	Subject  string         `json:"subject"`
-	Command  string         `json:"command"`
 	Data     map[string]any `json:"data"`
 }
 
@@ -243,6 +243,22 @@ func (w *World) facts(ctx context.Context, from uint64, types ...string) ([]Fact
 		out = append(out, page.Items...)
 		if from = page.Next; from == 0 {
 			return out, nil
+		}
+	}
+}
+
+// Happened waits until an event of the type has been stored after the position,
+// and gives the first; reads from then on know of it.
+func (w *World) Happened(after uint64, t string) Fact {
+	w.t.Helper()
+	for {
+		position := w.Position()
+		if found := w.Facts(after+1, t); len(found) > 0 {
+			w.saw(found[0].Sequence)
+			return found[0]
+		}
+		if err := w.Client().Get(w.ctx, fmt.Sprintf("/v1/regions?after=%d", position+1), nil); err != nil {
+			w.t.Fatalf("no %s: %v", t, err)
 		}
 	}
 }

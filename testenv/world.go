@@ -359,6 +359,24 @@ func (a *Agent) WriteDisk(environment, disk string, data []byte, off int64) {
 }
 
 func (a *Agent) writeDisk(environment, disk string, data []byte, off int64) error {
+	return a.device(environment, disk, func(device *nbd.Client) error {
+		if _, err := device.WriteAt(data, off); err != nil {
+			return err
+		}
+		return device.Flush()
+	})
+}
+
+func (a *Agent) readDisk(environment, disk string) (content []byte, err error) {
+	return content, a.device(environment, disk, func(device *nbd.Client) error {
+		content = make([]byte, device.Size())
+		_, err := device.ReadAt(content, 0)
+		return err
+	})
+}
+
+// device opens a disk of an environment as a machine would.
+func (a *Agent) device(environment, disk string, use func(*nbd.Client) error) error {
 	socket, err := nbd.SocketPath(a.Dir, "nbd.sock")
 	if err != nil {
 		return err
@@ -368,10 +386,7 @@ func (a *Agent) writeDisk(environment, disk string, data []byte, off int64) erro
 		return err
 	}
 	defer device.Close()
-	if _, err := device.WriteAt(data, off); err != nil {
-		return err
-	}
-	return device.Flush()
+	return use(device)
 }
 
 // Region gives a region's agent.

@@ -18,10 +18,21 @@ import (
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
-// copy makes the region hold a manifest's disks: it pulls the chunks that lack
-// from regions that have verified them, reads everything back, and only then
-// publishes it.
+// copy makes the region hold a manifest's disks. One that fails for good keeps
+// nothing: its instance's retry, and its removal, are orders of their own.
 func (j *job) copy(ctx context.Context) (events.Result, error) {
+	result, err := j.fetch(ctx)
+	var p *permanent
+	if errors.As(err, &p) {
+		_, released := j.agent.store.Release(ctx, string(j.Work))
+		return result, errors.Join(err, released)
+	}
+	return result, err
+}
+
+// fetch pulls the chunks that lack from regions that have verified them, reads
+// everything back, and only then publishes it.
+func (j *job) fetch(ctx context.Context) (events.Result, error) {
 	m, raw, err := j.manifest(ctx)
 	if err != nil {
 		return events.Result{}, err

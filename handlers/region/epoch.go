@@ -123,7 +123,7 @@ func syncDir(dir string) error {
 // retry repeats what fails for want of a connection until it works, is refused,
 // or the context ends.
 func retry[T any](ctx context.Context, try func() (T, error)) (T, error) {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		v, err := try()
 		if _, refused := aggregates.AsRefusal(err); err == nil || refused || ctx.Err() != nil {
 			return v, err

@@ -20,7 +20,6 @@ type running struct {
 	attempt int
 	again   time.Time // not before; set when a try has failed for now
 	active  bool
-	closed  uint64 // the sequence of the report that closed the order
 }
 
 // job is what a kind of work gets to see.
@@ -154,8 +153,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	var next time.Time
 	for _, o := range a.fair(open) {
 		r := a.jobs[o.Work]
-		// What was reported is not done again while the projections have not heard of it.
-		if r != nil && (r.active || r.closed > view.Position()) || *active >= a.cfg.Slots {
+		if r != nil && r.active || *active >= a.cfg.Slots {
 			continue
 		}
 		if r != nil && now.Before(r.again) {
@@ -186,16 +184,16 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 		r.cancel, r.active = cancel, true
 		*active++
 		go func() {
-			closed, err := j.perform(jobCtx, k)
+			err := j.perform(jobCtx, k)
 			cancel()
 			a.mu.Lock()
-			r.active, r.closed = false, closed
-			switch {
-			case a.jobs[o.Work] != r || closed > 0:
-			case errors.Is(err, context.Canceled):
-				delete(a.jobs, o.Work)
-			default:
-				r.again = time.Now().Add(min(time.Second<<min(r.attempt-1, 6), time.Minute))
+			r.active = false
+			if a.jobs[o.Work] == r {
+				if err == nil || errors.Is(err, context.Canceled) {
+					delete(a.jobs, o.Work)
+				} else {
+					r.again = time.Now().Add(min(time.Second<<min(r.attempt-1, 6), time.Minute))
+				}
 			}
 			a.mu.Unlock()
 			done <- err
@@ -234,46 +232,57 @@ func isStale(err error) bool {
 }
 
 // perform does one try of the work, or of its undo, and reports what came of it.
-// It gives the report's sequence; 0 means: not now, or closed by somebody else.
-func (j *job) perform(ctx context.Context, k kind) (closed uint64, err error) {
+// An error means: not now.
+func (j *job) perform(ctx context.Context, k kind) error {
 	log := j.agent.cfg.Log.With("work", j.Work, "kind", j.Kind, "epoch", j.epoch, "attempt", j.attempt)
 	ref := work.Ref{Region: j.Region, Work: j.Work}
 	if _, err := j.command(ctx, "start", work.Start{Ref: ref, Epoch: j.epoch}); err != nil {
-		return 0, closedIsNil(err)
+		return closedIsNil(err)
 	}
 	if j.Undo {
-		err = k.undo(j, ctx)
+		err := ended(k.undo(j, ctx))
 		var p *permanent
 		switch {
 		case errors.As(err, &p):
 			log.Error("the undo does not work", "error", err)
-			closed, err = j.command(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+			err = j.report(ctx, "report-stuck", work.ReportStuck{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 		case err == nil:
-			closed, err = j.command(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
+			err = j.report(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
 		}
-		return closed, closedIsNil(err)
+		return closedIsNil(err)
 	}
 	result, err := k.do(j, ctx)
 	var p *permanent
 	switch {
 	case errors.As(err, &p):
 		log.Warn("the work has failed", "error", err)
-		closed, err = j.command(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
+		err = j.report(ctx, "report-failed", work.ReportFailed{Ref: ref, Epoch: j.epoch, Cause: p.cause})
 	case err != nil:
 		if ctx.Err() == nil {
 			log.Info("the work has to wait", "error", err)
 			j.progress(Progress{Step: "waiting", Text: err.Error()})
 		}
 	default:
-		closed, err = j.command(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
+		err = j.report(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
 	}
-	return closed, closedIsNil(err)
+	return closedIsNil(err)
 }
 
-// command sends a report. Its id names this try of this epoch: the result of
-// another try may differ, and is another command.
+// report says what came of the order, and waits until this agent's own
+// projections know: until then the order looks open, and would be done again.
+func (j *job) report(ctx context.Context, verb string, body any) error {
+	sequence, err := j.command(ctx, verb, body)
+	if err != nil {
+		return err
+	}
+	return j.agent.feed.WaitFor(ctx, sequence, "work-orders")
+}
+
+// command sends a report. Its id names this try, of this epoch, of the order as
+// it was then: the result of another try may differ, and is another command, and
+// so is the first try of an order that was opened again.
 func (j *job) command(ctx context.Context, verb string, body any) (uint64, error) {
-	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d %t", verb, j.epoch, j.attempt, j.Undo)))
+	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d at %d", verb, j.epoch, j.attempt, j.Revision)))
 	return retry(ctx, func() (uint64, error) {
 		return j.agent.cfg.Commander.Command(ctx, j.Account, events.KindWork, verb, id, body)
 	})

@@ -3,6 +3,7 @@ package region
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ type slowTelling struct {
 	mu   sync.Mutex
 	tip  uint64
 	said []string
+
+	heard chan string
 }
 
 func (s *slowTelling) Command(_ context.Context, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
@@ -25,6 +28,7 @@ func (s *slowTelling) Command(_ context.Context, _ events.AccountID, _ events.Ki
 	defer s.mu.Unlock()
 	s.said = append(s.said, verb)
 	s.tip++
+	s.heard <- verb
 	return s.tip, nil
 }
 
@@ -63,7 +67,7 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	if err := a.feed.WaitFor(ctx, ordered.Sequence); err != nil {
 		t.Fatal(err)
 	}
-	told := &slowTelling{tip: ordered.Sequence}
+	told := &slowTelling{tip: ordered.Sequence, heard: make(chan string, 8)}
 	a.cfg.Commander, a.cfg.Journal, a.cfg.Slots = told, j, 4
 	a.jobs, a.ready = map[events.WorkID]*running{}, newReadyDisks(a.cache)
 	active, done := 0, make(chan error, 4)
@@ -72,24 +76,30 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 		if _, err := a.reconcile(ctx, &active, done); err != nil {
 			t.Fatal(err)
 		}
-		for ; active > 0; active-- {
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+	}
+	look()
+	for range 2 { // "start" and "report-done"
+		select {
+		case <-told.heard:
+		case err := <-done:
+			t.Fatalf("the order's work ended before its report was told: %v", err)
 		}
 	}
 	look()
-	look()
-	if len(told.said) != 2 || told.said[1] != "report-done" {
-		t.Fatalf("the order was worked on with %v", told.said)
+	if active != 1 {
+		t.Fatalf("%d pieces of work are under way for one order", active)
 	}
 	started := put(ordered.Head(), events.WorkStarted{Epoch: 1, Attempt: 1})
 	last := put(started.Head(), events.WorkDone{Epoch: 1})
 	if err := a.feed.WaitFor(ctx, last.Sequence); err != nil {
 		t.Fatal(err)
 	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	active--
 	look()
-	if len(told.said) != 2 || len(a.jobs) != 0 {
+	if active != 0 || !slices.Equal(told.said, []string{"start", "report-done"}) || len(a.jobs) != 0 {
 		t.Errorf("a closed order was worked on with %v and left %d jobs", told.said, len(a.jobs))
 	}
 }

@@ -53,8 +53,34 @@ func (d Dir) Spent() ([]string, error) {
 	return out, err
 }
 
+// Pause has the process stand still at a step, once, until somebody lets it go on.
+func (d Dir) Pause(step string) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(d.pausing(), []byte(step), 0o600)
+}
+
+// Paused says whether the process has come to the step that it is to pause at.
+func (d Dir) Paused() bool {
+	_, err := os.Stat(d.pausing() + ".done")
+	return err == nil
+}
+
+func (d Dir) pausing() string { return filepath.Join(string(d), "pause") }
+
+func (d Dir) pauseAt(step string) {
+	if wanted, err := os.ReadFile(d.pausing()); err != nil || string(wanted) != step {
+		return
+	}
+	if os.Rename(d.pausing(), d.pausing()+".done") == nil {
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	}
+}
+
 // at ends the process if the step is armed and not spent. It does not return then.
 func (d Dir) at(step string) {
+	d.pauseAt(step)
 	phase, err := os.ReadFile(filepath.Join(string(d), "phase"))
 	if err != nil || len(phase) == 0 {
 		return
@@ -66,6 +92,28 @@ func (d Dir) at(step string) {
 	_ = f.Close()
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {}
+}
+
+// Fail has store.Publish or store.Release refused with a code, without a try,
+// until Mend.
+func (d Dir) Fail(change string, code chunks.Code) error {
+	if err := os.MkdirAll(filepath.Join(string(d), "failing"), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(string(d), "failing", change), []byte(code), 0o600)
+}
+
+// Mend ends Fail.
+func (d Dir) Mend(change string) error {
+	return os.Remove(filepath.Join(string(d), "failing", change))
+}
+
+func (d Dir) failing(change string) error {
+	code, err := os.ReadFile(filepath.Join(string(d), "failing", change))
+	if err != nil {
+		return nil // it is not to fail
+	}
+	return chunks.Errorf(chunks.Code(code), "%s fails in this test", change)
 }
 
 // around is the two steps of one change; call what it gives after the change.
@@ -135,6 +183,9 @@ func (s store) Hold(ctx context.Context, owner string, until time.Time) error {
 
 func (s store) Release(ctx context.Context, owner string) (bool, error) {
 	defer s.dir.around("store.Release")()
+	if err := s.dir.failing("store.Release"); err != nil {
+		return false, err
+	}
 	return s.Store.Release(ctx, owner)
 }
 
@@ -149,6 +200,9 @@ func (s store) Begin(ctx context.Context, owner string) (chunks.Session, error) 
 
 func (s store) Publish(ctx context.Context, r chunks.Root) error {
 	defer s.dir.around("store.Publish")()
+	if err := s.dir.failing("store.Publish"); err != nil {
+		return err
+	}
 	return s.Store.Publish(ctx, r)
 }
 

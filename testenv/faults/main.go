@@ -8,11 +8,16 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
 )
+
+// reconnectPause is how long an agent waits between attempts to reach the bus.
+const reconnectPause = 50 * time.Millisecond
 
 // Env names the variable with the Dir of a process that Main is to be.
 const Env = "TOMBOLO_TESTENV_FAULTS"
@@ -76,7 +81,8 @@ func server(ctx context.Context, c program.Config) (err error) {
 }
 
 func agent(ctx context.Context, c program.AgentConfig) (err error) {
-	a, err := program.NewAgent(ctx, c)
+	// The control plane ends every moment, and is back at once.
+	a, err := program.NewAgent(ctx, c, nats.ReconnectWait(reconnectPause), nats.ReconnectJitter(0, 0))
 	if err != nil {
 		return err
 	}

@@ -140,8 +140,17 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 func openRemoteJournal(ctx context.Context, conn *nats.Conn, c AgentConfig) (*journal.JetStream, error) {
 	for {
 		within, cancel := context.WithTimeout(ctx, openPatience)
+		lost := conn.StatusChanged(nats.RECONNECTING, nats.CLOSED) // then no answer comes any more
+		go func() {
+			select {
+			case <-lost:
+				cancel()
+			case <-within.Done():
+			}
+		}()
 		j, err := journal.Open(within, conn, journal.Options{Registry: events.NewRegistry(), Known: c.Enrolment.Journal})
 		cancel()
+		conn.RemoveStatusListener(lost)
 		switch {
 		case err == nil:
 			return j, nil
