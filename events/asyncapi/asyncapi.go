@@ -14,6 +14,8 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 )
 
+//go:generate go test . -run TestCurrent -update
+
 //go:embed asyncapi.json schemas/*.json
 var files embed.FS
 

@@ -15,6 +15,8 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 )
 
+//go:generate go test . -run TestEventsDocument -update
+
 const eventsFile = "docs/events.md"
 
 // readers is who names an event in a type switch or a type assertion, and who makes one, by the event's Go name.
