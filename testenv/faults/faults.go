@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -78,22 +79,6 @@ func (d Dir) pauseAt(step string) {
 	}
 }
 
-// at ends the process if the step is armed and not spent. It does not return then.
-func (d Dir) at(step string) {
-	d.pauseAt(step)
-	phase, err := os.ReadFile(filepath.Join(string(d), "phase"))
-	if err != nil || len(phase) == 0 {
-		return
-	}
-	f, err := os.OpenFile(filepath.Join(string(d), "spent", string(phase), step), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return // spent
-	}
-	_ = f.Close()
-	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {}
-}
-
 // Fail has store.Publish or store.Release refused with a code, without a try,
 // until Mend.
 func (d Dir) Fail(change string, code chunks.Code) error {
@@ -116,10 +101,66 @@ func (d Dir) failing(change string) error {
 	return chunks.Errorf(chunks.Code(code), "%s fails in this test", change)
 }
 
-// around is the two steps of one change; call what it gives after the change.
-func (d Dir) around(change string) func() {
-	d.at(Before(change))
-	return func() { d.at(After(change)) }
+// armed says whether the step is to end its process.
+func (d Dir) armed(step string) (spent string, armed bool) {
+	phase, err := os.ReadFile(filepath.Join(string(d), "phase"))
+	if err != nil || len(phase) == 0 {
+		return "", false
+	}
+	spent = filepath.Join(string(d), "spent", string(phase), step)
+	_, err = os.Stat(spent)
+	return spent, errors.Is(err, fs.ErrNotExist)
+}
+
+// steps are those of one process.
+type steps struct {
+	dir Dir
+	// telling is held while others are told something, from before it until after
+	// it: what they do because of it may come back and end the process at another
+	// step, and what has been told is not told again.
+	telling sync.Mutex
+}
+
+// at ends the process if the step is armed and not spent. It does not return then.
+func (s *steps) at(step string) {
+	s.dir.pauseAt(step)
+	if spent, armed := s.dir.armed(step); armed {
+		f, err := os.OpenFile(spent, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return // spent meanwhile
+		}
+		_ = f.Close()
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	}
+}
+
+// around is the two steps of one change to the host; call what it gives after
+// the change.
+func (s *steps) around(change string) func() {
+	s.alone(Before(change))
+	return func() { s.alone(After(change)) }
+}
+
+// alone is at, but lets who tells others something come to its end first.
+func (s *steps) alone(step string) {
+	s.dir.pauseAt(step)
+	if _, armed := s.dir.armed(step); !armed {
+		return
+	}
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	s.at(step)
+}
+
+// tell is around for what others are told.
+func (s *steps) tell(what string) func() {
+	s.telling.Lock()
+	s.at(Before(what))
+	return func() {
+		s.at(After(what))
+		s.telling.Unlock()
+	}
 }
 
 // Before and After name the steps of a change.
@@ -130,42 +171,43 @@ func After(change string) string { return change + ":after" }
 
 // Agent puts the steps into an agent.
 func (d Dir) Agent(c *region.Config) {
-	c.Store = func(s chunks.Store) chunks.Store { return store{s, d} }
-	c.Around = func(change region.Change) func() { return d.around("host." + string(change)) }
-	c.Documents = docs{c.Documents, d}
-	c.Commander = commander{c.Commander, d}
+	all := &steps{dir: d}
+	c.Store = func(s chunks.Store) chunks.Store { return store{s, all} }
+	c.Around = func(change region.Change) func() { return all.around("host." + string(change)) }
+	c.Documents = docs{c.Documents, all}
+	c.Commander = commander{c.Commander, all}
 }
 
 // Journal puts the steps around what the control plane appends.
-func (d Dir) Journal(j journal.Journal) journal.Journal { return appender{j, d} }
+func (d Dir) Journal(j journal.Journal) journal.Journal { return appender{j, &steps{dir: d}} }
 
 type appender struct {
 	journal.Journal
-	dir Dir
+	steps *steps
 }
 
 func (a appender) Append(ctx context.Context, p journal.Proposal) (events.Record, error) {
-	defer a.dir.around("append." + string(p.Event.EventType()))()
+	defer a.steps.tell("append." + string(p.Event.EventType()))()
 	return a.Journal.Append(ctx, p)
 }
 
 type docs struct {
 	documents.Store
-	dir Dir
+	steps *steps
 }
 
 func (d docs) Put(ctx context.Context, document []byte) (events.Digest, error) {
-	defer d.dir.around("documents.Put")()
+	defer d.steps.around("documents.Put")()
 	return d.Store.Put(ctx, document)
 }
 
 type commander struct {
 	region.Commander
-	dir Dir
+	steps *steps
 }
 
 func (c commander) Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
-	defer c.dir.around("command." + verb)()
+	defer c.steps.tell("command." + verb)()
 	return c.Commander.Command(ctx, account, kind, verb, id, body)
 }
 
@@ -173,75 +215,75 @@ func (c commander) Command(ctx context.Context, account events.AccountID, kind e
 // chunks.Session; a test holds them against the interfaces.
 type store struct {
 	chunks.Store
-	dir Dir
+	steps *steps
 }
 
 func (s store) Hold(ctx context.Context, owner string, until time.Time) error {
-	defer s.dir.around("store.Hold")()
+	defer s.steps.around("store.Hold")()
 	return s.Store.Hold(ctx, owner, until)
 }
 
 func (s store) Release(ctx context.Context, owner string) (bool, error) {
-	defer s.dir.around("store.Release")()
-	if err := s.dir.failing("store.Release"); err != nil {
+	defer s.steps.around("store.Release")()
+	if err := s.steps.dir.failing("store.Release"); err != nil {
 		return false, err
 	}
 	return s.Store.Release(ctx, owner)
 }
 
 func (s store) Begin(ctx context.Context, owner string) (chunks.Session, error) {
-	defer s.dir.around("store.Begin")()
+	defer s.steps.around("store.Begin")()
 	inner, err := s.Store.Begin(ctx, owner)
 	if err != nil {
 		return nil, err
 	}
-	return session{inner, s.dir}, nil
+	return session{inner, s.steps}, nil
 }
 
 func (s store) Publish(ctx context.Context, r chunks.Root) error {
-	defer s.dir.around("store.Publish")()
-	if err := s.dir.failing("store.Publish"); err != nil {
+	defer s.steps.around("store.Publish")()
+	if err := s.steps.dir.failing("store.Publish"); err != nil {
 		return err
 	}
 	return s.Store.Publish(ctx, r)
 }
 
 func (s store) Unpublish(ctx context.Context, name string) (bool, error) {
-	defer s.dir.around("store.Unpublish")()
+	defer s.steps.around("store.Unpublish")()
 	return s.Store.Unpublish(ctx, name)
 }
 
 func (s store) Quarantine(ctx context.Context, ids []chunks.ID) ([]chunks.ID, error) {
-	defer s.dir.around("store.Quarantine")()
+	defer s.steps.around("store.Quarantine")()
 	return s.Store.Quarantine(ctx, ids)
 }
 
 func (s store) Collect(ctx context.Context, r chunks.CollectRequest) (chunks.CollectResult, error) {
-	defer s.dir.around("store.Collect")()
+	defer s.steps.around("store.Collect")()
 	return s.Store.Collect(ctx, r)
 }
 
 type session struct {
 	chunks.Session
-	dir Dir
+	steps *steps
 }
 
 func (s session) Touch(ctx context.Context, ids []chunks.ID) ([]bool, error) {
-	defer s.dir.around("session.Touch")()
+	defer s.steps.around("session.Touch")()
 	return s.Session.Touch(ctx, ids)
 }
 
 func (s session) Put(ctx context.Context, c chunks.Sealed) (int64, error) {
-	defer s.dir.around("session.Put")()
+	defer s.steps.around("session.Put")()
 	return s.Session.Put(ctx, c)
 }
 
 func (s session) Attach(ctx context.Context, x *chunks.DiskIndex) (chunks.Digest, error) {
-	defer s.dir.around("session.Attach")()
+	defer s.steps.around("session.Attach")()
 	return s.Session.Attach(ctx, x)
 }
 
 func (s session) Close() {
-	defer s.dir.around("session.Close")()
+	defer s.steps.around("session.Close")()
 	s.Session.Close()
 }
