@@ -82,7 +82,7 @@ func (a *app) auditCommand() *cobra.Command {
 		return c.history(ctx, filter.query())
 	}))
 	at := a.verb("at SEQ|TIME", "The catalogue as of then", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, "/v1/audit/at/"+url.PathEscape(args[0]), nil, shape{"templates", "number", append([]column{}, templateColumns...)})
+		return a.showOne(ctx, "/v1/audit/at/"+url.PathEscape(args[0]), nil, shape{items: "templates", name: "number", columns: templateColumns})
 	})
 	return noun("audit", "What happened, and how things stood", log, at)
 }
@@ -119,7 +119,7 @@ func (c *client) history(ctx context.Context, q url.Values) error {
 
 func (a *app) showEvents(items []json.RawMessage, page []byte) error {
 	if a.output != "json" {
-		return a.show(page, shape{"items", "id", eventColumns})
+		return a.show(page, shape{items: "items", name: "id", columns: eventColumns})
 	}
 	for _, e := range items {
 		if err := a.line(e); err != nil {
@@ -148,7 +148,7 @@ func (c *client) follow(ctx context.Context, q url.Values) error {
 			if c.app.output == "json" {
 				return c.app.line(data)
 			}
-			return c.app.show(append(append([]byte(`{"items":[`), data...), `]}`...), shape{"items", "id", eventColumns})
+			return c.app.show(append(append([]byte(`{"items":[`), data...), `]}`...), shape{items: "items", name: "id", columns: eventColumns})
 		})
 		if ctx.Err() != nil {
 			return nil // ctrl-C is how it ends

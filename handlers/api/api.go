@@ -34,6 +34,8 @@ type User struct {
 	User    events.UserID
 	Role    events.Role
 	Region  events.RegionID // agents only
+	// Permissions are the commands that a member may send.
+	Permissions []string
 }
 
 // Commander is the bus's front door as this package needs it: commands.Door.
@@ -51,6 +53,9 @@ type Documents interface {
 // context ends or each fails; progress that nobody follows is lost.
 type Progress interface {
 	Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error
+	// Latest is the last report on an operation's copy into a region; false where
+	// none is remembered.
+	Latest(account events.AccountID, operation events.OperationID, region events.RegionID) (Transfer, bool)
 }
 
 // Check is one part of readiness; Err is nil if it is well.
@@ -101,6 +106,7 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.mapRoutes()
 	s.enrolRoutes()
 	s.hostRoutes()
 	s.poolRoutes()

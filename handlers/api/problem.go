@@ -14,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -122,6 +123,10 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 		return problem(http.StatusUnprocessableEntity, string(reads.Code), "%s", reads.Detail)
 	case errors.As(err, &reads) && reads.Code == projections.CodeBuilding:
 		return problem(http.StatusServiceUnavailable, string(reads.Code), "%s", reads.Detail).withNext("ask again in a moment")
+	case documents.CodeOf(err) == documents.Damaged:
+		s.Log.Error("a stored document is damaged", "request", requestID(ctx), "error", err)
+		return problem(http.StatusInternalServerError, string(documents.Damaged), "what is stored of it does not match its digest or signature: it was changed").
+			withNext("restore the control plane's data from a backup; nothing is made of what was changed")
 	case errors.Is(err, journal.ErrFull):
 		return problem(http.StatusInsufficientStorage, "journal-full", "the journal has reached its limit; only what finishes, undoes or releases is accepted").
 			withNext("tombolo server grow")

@@ -35,7 +35,8 @@ type Region struct {
 	Added     time.Time          `json:"added_at"`
 	Revision  uint64             `json:"revision"`
 
-	*projections.Nearness // of the template asked for
+	*projections.Nearness           // of the template asked for
+	Copy                  *Transfer `json:"copy,omitempty" doc:"how far the copy of the template into this region is, while it goes on"`
 }
 
 func showRegion(r projections.RegionRow) Region {
@@ -58,6 +59,12 @@ type regionInput struct {
 
 type regionsInput struct {
 	Paged
+	RegionFilter
+}
+
+// RegionFilter says which regions are asked about. It is exported for the reader
+// of input structs, which skips embedded types that are not.
+type RegionFilter struct {
 	In     string `query:"in" doc:"only regions of this county, state, country or continent" example:"europe"`
 	Status string `query:"status" enum:"active,draining,retired"`
 	For    string `query:"for" doc:"a template's reference: say of each region whether it holds it, and what a copy would take"`
@@ -220,7 +227,7 @@ func (s *Server) listRegions(ctx context.Context, v at, in *regionsInput) (List[
 		}
 		out.Items[i].Nearness = &near
 	}
-	return out, 0, nil
+	return out, 0, s.underWay(v, out.Items)
 }
 
 // pageOfRegions pages through all regions; groupings are few and read whole.

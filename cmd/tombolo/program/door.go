@@ -160,7 +160,7 @@ func (d directory) identity(ask func(*projections.View) (projections.UserRow, bo
 	if err != nil {
 		return commands.Identity{}, err
 	}
-	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region}, nil
+	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, nil
 }
 
 // ByCredential finds the user of an account by public key.
@@ -194,7 +194,7 @@ func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bo
 	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
 		return projections.Accounts{}.ByToken(v, token)
 	})
-	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok, err
+	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
 }
 
 // busUsers tells the bus who may connect.
@@ -219,9 +219,13 @@ func (p *Program) openHTTP(ctx context.Context) error {
 		return err
 	}
 	p.bootstrapped = tip
+	reports, err := newProgress(p.conn)
+	if err != nil {
+		return err
+	}
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
-			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
+			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: reports,
 			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
