@@ -17,7 +17,7 @@ var regionColumns = []column{{"REGION", "region", false}, {"NAME", "name", false
 
 // nearColumns come first when regions are listed for a template.
 var nearColumns = []column{{"REGION", "region", false}, {"NAME", "name", false}, {"STATUS", "status", false}, {"FAST HERE", "fast_here", false},
-	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"COPYING", "copy.step", false}, {"BYTES DONE", "copy.bytes_done", false}, {"BEHIND", "behind", true}}
+	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"COPY", "copy_state", false}, {"BYTES DONE", "copy.bytes_done", false}, {"BEHIND", "behind", true}}
 
 func (a *app) regionCommand() *cobra.Command {
 	var in, status, ref string

@@ -35,8 +35,9 @@ type Region struct {
 	Added     time.Time          `json:"added_at"`
 	Revision  uint64             `json:"revision"`
 
-	*projections.Nearness           // of the template asked for
-	Copy                  *Transfer `json:"copy,omitempty" doc:"how far the copy of the template into this region is, while it goes on"`
+	*projections.Nearness                           // of the template asked for
+	CopyState             projections.InstanceState `json:"copy_state,omitempty" doc:"the word for the template's copy here, as where has it; absent where there is none"`
+	Copy                  *Transfer                 `json:"copy,omitempty" doc:"how far the copy of the template into this region is, while it goes on"`
 }
 
 func showRegion(r projections.RegionRow) Region {
@@ -225,7 +226,7 @@ func (s *Server) listRegions(ctx context.Context, v at, in *regionsInput) (List[
 		if err != nil {
 			return out, 0, err
 		}
-		out.Items[i].Nearness = &near
+		out.Items[i].Nearness, out.Items[i].CopyState = &near, near.State
 	}
 	return out, 0, s.underWay(v, out.Items)
 }
