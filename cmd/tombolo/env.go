@@ -69,6 +69,7 @@ func (a *app) envCommand() *cobra.Command {
 			if q := in().Encode(); q != "" {
 				path += "?" + q
 			}
+			a.say("the power state is declared; in this version no machine runs")
 			return a.sendAndShow(ctx, http.MethodPost, path, map[string]string{"power": p.power, "machine": machine}, envPath, one)
 		}))
 		c.Flags().StringVar(&machine, "vm", "", "one machine rather than all")
