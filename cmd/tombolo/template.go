@@ -62,13 +62,16 @@ func (a *app) templateCommand() *cobra.Command {
 		return a.showOne(ctx, templatePath(args[0])+"/instances", nil, shape{items: "items", name: "instance_id", columns: whereColumns})
 	})
 	var in string
-	inspect := a.verb("inspect REF --region R", "What is in it, as one region has it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		if in == "" {
-			return usage("template inspect needs --region")
+	var specific bool
+	inspect := a.verb("inspect REF [--region R]", "What in it is bound to a region, and why; or what one region has in its place", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if in == "" || specific {
+			return a.showOne(ctx, templatePath(args[0])+"/region-specific", nil, shape{items: "items", name: "resource", columns: []column{{"RESOURCE", "resource", false},
+				{"TYPE", "type", false}, {"SOURCE", "value", false}, {"WHY", "why", false}, {"ASKS IN", "asks_in", false}, {"LEANS ON", "leans_on", true}}})
 		}
 		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{items: "map", name: "resource", columns: []column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
 	})
 	inspect.Flags().StringVar(&in, "region", "", "as this region has it")
+	inspect.Flags().BoolVar(&specific, "region-specific", false, "what is bound to a region, and why (as without --region)")
 	var between []string
 	diff := a.verb("diff REF --between A,B", "What two regions' instances differ in", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if len(between) != 2 {
@@ -156,6 +159,17 @@ func (a *app) templateRegions(one shape) *cobra.Command {
 		}
 		if body.Choices, err = choices(maps); err != nil {
 			return err
+		}
+		if a.dryRun {
+			c, err := a.ready()
+			if err != nil {
+				return err
+			}
+			b, _, err := c.write(ctx, http.MethodPost, "/v1/check/regions", map[string]any{"template": args[0], "set": body.Set, "add": body.Add, "remove": body.Remove, "all": body.All, "none": body.None})
+			if err != nil {
+				return err
+			}
+			return a.show(b, shape{name: "template", columns: []column{{"TEMPLATE", "template", false}, {"ADD", "add", false}, {"REMOVE", "remove", false}, {"STAY", "stay", false}, {"DELETES", "deletes", false}}})
 		}
 		if body.None {
 			if err := a.confirm("in no region, template %s is deleted with every copy; go on?", args[0]); err != nil {

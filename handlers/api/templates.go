@@ -129,6 +129,7 @@ func (s *Server) templateRoutes() {
 	})
 	get(s, "/v1/templates/{ref}/inspect", "inspect-template", "What is in it, as one region has it", s.inspect)
 	get(s, "/v1/templates/{ref}/diff", "diff-template", "What two regions' instances differ in", s.diff)
+	s.planRoutes()
 	s.templateWrites()
 }
 
