@@ -100,10 +100,14 @@ func watchSave(t *testing.T, w *World, ctx context.Context, number string) (unsa
 		if err != nil {
 			continue
 		}
+		var listed struct{ Items []shown }
+		if err := w.Client().Once(ctx, "GET", fmt.Sprintf("/v1/templates?as-of=%d", at.Position), nil, &listed); err != nil {
+			continue
+		}
 		saved := slices.ContainsFunc(then.Regions, func(r WhereRegion) bool { return r.Verified })
 		if !saved {
 			unsaved++
-			if at.Version != 0 || at.Content != nil || at.State != "creating" || then.Active != 0 {
+			if len(listed.Items) > 0 || at.Version != 0 || at.Content != nil || at.State != "creating" || then.Active != 0 {
 				t.Errorf("listed before it was saved: %s version %d, content %v: %s", at.State, at.Version, at.Content != nil, JSON(then))
 			}
 		}

@@ -16,7 +16,7 @@ var templateColumns = []column{{"TEMPLATE", "number", false}, {"NAME", "name", f
 
 var whereColumns = []column{{"REGION", "region", false}, {"VERSION", "version", false}, {"STATE", "state", false}, {"ACTIVE", "active", false},
 	{"WANTED", "wanted", false}, {"OBSERVED", "observed", false}, {"VERIFIED", "verified", false}, {"LOCATION", "location", false},
-	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}, {"CAUSE", "cause.code", true}}
+	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}, {"CAUSE", "cause.code", false}}
 
 func templatePath(ref string) string { return "/v1/templates/" + url.PathEscape(ref) }
 
@@ -44,17 +44,21 @@ func choices(flags []string) ([]picked, error) {
 func (a *app) templateCommand() *cobra.Command {
 	one := shape{name: "id", columns: templateColumns}
 	var region string
-	var deleted bool
+	var deleted, creating bool
 	ls := a.verb("ls", "Which templates are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}
 		set(q, "region", region)
 		if deleted {
 			q.Set("deleted", "true")
 		}
+		if creating {
+			q.Set("creating", "true")
+		}
 		return a.showList(ctx, "/v1/templates", q, shape{items: "items", name: "number", columns: templateColumns})
 	})
 	ls.Flags().StringVar(&region, "region", "", "only those wanted in this region")
 	ls.Flags().BoolVar(&deleted, "deleted", false, "deleted ones too")
+	ls.Flags().BoolVar(&creating, "creating", false, "those too whose first version is still being saved")
 	show := a.verb("show REF", "One template, its versions, and every node that it consists of", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.showOne(ctx, templatePath(args[0]), nil, shape{name: "id", columns: templateColumns, parts: nodeParts})
 	})

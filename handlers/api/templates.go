@@ -84,8 +84,9 @@ type DifferentValue struct {
 
 type templatesInput struct {
 	Paged
-	Region  string `query:"region" doc:"only those wanted in this region"`
-	Deleted bool   `query:"deleted" doc:"deleted ones too"`
+	Region   string `query:"region" doc:"only those wanted in this region"`
+	Deleted  bool   `query:"deleted" doc:"deleted ones too"`
+	Creating bool   `query:"creating" doc:"those too whose first version is still being saved: there is nothing to use of them yet"`
 }
 
 // TemplateRead is what every read of one template takes. It is exported for the
@@ -151,7 +152,11 @@ func (s *Server) listTemplates(ctx context.Context, v at, in *templatesInput) (L
 	default:
 		page, err = projections.Catalogue{}.List(v, account, in.Limit, in.Next)
 	}
-	return listed(v.known, page, showTemplate), 0, err
+	out := listed(v.known, page, showTemplate)
+	if !in.Creating {
+		out.Items = slices.DeleteFunc(out.Items, func(t Template) bool { return t.State == projections.TemplateCreating })
+	}
+	return out, 0, err
 }
 
 // template finds what a reference means in the caller's account.
