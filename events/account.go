@@ -21,6 +21,7 @@ type Role string
 const (
 	Administrator Role = "administrator" // everything, everywhere (users of account None)
 	Operator      Role = "operator"      // everything within its account
+	Member        Role = "member"        // reads within its account, and the commands that its permissions name
 	Reader        Role = "reader"        // reads within its account
 	Agent         Role = "agent"         // reports of its own region only
 )
@@ -43,6 +44,8 @@ type UserAdded struct {
 	NKey   string   `json:"nkey"`             // public NATS user key
 	Token  Digest   `json:"token"`            // digest of the HTTP bearer token
 	Region RegionID `json:"region,omitempty"` // agents only
+	// Permissions are the commands, "<kind>.<verb>", that a member may send. Sorted.
+	Permissions []string `json:"permissions,omitempty"`
 }
 
 // EventType is the wire name.

@@ -1,6 +1,9 @@
 package policies
 
-import _ "embed"
+import (
+	_ "embed"
+	"strings"
+)
 
 //go:embed builtin/access.cel
 var accessSource string
@@ -21,6 +24,16 @@ type Actor struct {
 	User    string `cel:"user" json:"user"`
 	Role    string `cel:"role" json:"role"`
 	Region  string `cel:"region" json:"region,omitempty"` // agents only
+	// Permissions are the commands that a member may send, with a space before and behind each.
+	Permissions string `cel:"permissions" json:"permissions,omitempty"`
+}
+
+// Granted writes permissions as the policy reads them.
+func Granted(permissions []string) string {
+	if len(permissions) == 0 {
+		return ""
+	}
+	return " " + strings.Join(permissions, " ") + " "
 }
 
 // Access compiles the built-in access policy.

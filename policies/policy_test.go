@@ -124,3 +124,33 @@ func BenchmarkAccess(b *testing.B) {
 		}
 	}
 }
+
+// Each permission of a member is one command, and no other one; what is nobody's
+// but the administrators' or the agents' is not to be had by permission.
+func TestPermissionsOfAMember(t *testing.T) {
+	p := access(t)
+	may := func(permissions []string, account, kind, verb string) policies.Decision[policies.AccessInput] {
+		return p.Decide(policies.AccessInput{Actor: policies.Actor{Account: "acme", User: "mia", Role: "member", Permissions: policies.Granted(permissions)},
+			Account: account, Kind: kind, Verb: verb, Region: "_"})
+	}
+	three := []string{"set-regions", "instantiate", "delete"}
+	for _, has := range three {
+		for _, wants := range three {
+			d := may([]string{"environment.create", "template." + has}, "acme", "template", wants)
+			if d.Allowed != (has == wants) || !strings.Contains(d.Why, "template."+wants) {
+				t.Errorf("with template.%s: template.%s: %+v", has, wants, d.Verdict)
+			}
+		}
+		if d := may([]string{"template." + has}, "other", "template", has); d.Allowed {
+			t.Errorf("template.%s reaches into another account", has)
+		}
+	}
+	for _, c := range [][3]string{{"acme", "work", "start"}, {"acme", "instance", "report-verified"}, {"_", "region", "add"}, {"_", "account", "add-user"}} {
+		if may([]string{c[1] + "." + c[2]}, c[0], c[1], c[2]).Allowed {
+			t.Errorf("%s.%s is to be had by permission", c[1], c[2])
+		}
+	}
+	if may([]string{"template.delete"}, "acme", "template", "elete").Allowed || may(nil, "acme", "template", "delete").Allowed {
+		t.Error("a part of a permission, or none, is enough")
+	}
+}

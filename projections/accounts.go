@@ -34,6 +34,8 @@ type UserRow struct {
 	Token   events.Digest    `json:"token"`            // digest of the bearer token
 	Region  events.RegionID  `json:"region,omitempty"` // agents only
 	Added   Time             `json:"added_at"`
+	// Permissions are the commands that a member may send.
+	Permissions []string `json:"permissions,omitempty"`
 }
 
 var (
@@ -49,7 +51,7 @@ var (
 func (Accounts) Name() string { return "accounts" }
 
 // Shape of the rows.
-func (Accounts) Shape() int { return 2 }
+func (Accounts) Shape() int { return 3 }
 
 // Tables of accounts.
 func (Accounts) Tables() []Described { return []Described{accounts, users} }
@@ -73,7 +75,7 @@ func (Accounts) Apply(w *Batch, r events.Record) error {
 	case events.AccountCreated:
 		row.Display = e.Display
 	case events.UserAdded:
-		err = users.Put(w, UserRow{account, e.User, e.Role, e.NKey, e.Token, e.Region, stored(r)})
+		err = users.Put(w, UserRow{account, e.User, e.Role, e.NKey, e.Token, e.Region, stored(r), e.Permissions})
 	case events.UserRemoved:
 		err = users.Delete(w, string(account), string(e.User))
 	default:

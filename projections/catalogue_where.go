@@ -33,6 +33,10 @@ const (
 	InstanceSuperseded InstanceState = "superseded" // verified, and kept though the reference means another version
 )
 
+// CausePendingRemoval is why an instance that nobody wants any more is still
+// listed: its region works on it or cannot be reached.
+const CausePendingRemoval = "pending-removal"
+
 // Instance is an instance as answers show it: its facts, the word for it, and
 // whether the reference means it.
 type Instance struct {
@@ -47,9 +51,10 @@ type Instance struct {
 type WhereAnswer struct {
 	Template      events.TemplateID `json:"template"`
 	Name          string            `json:"name"`
-	ActiveVersion int               `json:"active_version"` // 0: none yet
-	Position      uint64            `json:"position"`       // of the journal, that the answer is as of
-	Regions       []Instance        `json:"regions"`        // by region, then version
+	ActiveVersion int               `json:"active_version"`      // 0: none yet
+	Position      uint64            `json:"position"`            // of the journal, that the answer is as of
+	Deleted       Time              `json:"deleted_at,omitzero"` // when the reference ceased to resolve; regions may still hold something
+	Regions       []Instance        `json:"regions"`             // by region, then version
 }
 
 // Where gives one element per region and version that is wanted, on its way
@@ -62,7 +67,7 @@ func (c Catalogue) Where(v *View, account events.AccountID, number events.Templa
 	if err != nil {
 		return WhereAnswer{}, err
 	}
-	answer := WhereAnswer{Template: number, Name: s.template.Name, ActiveVersion: s.template.Active, Position: v.Position(), Regions: []Instance{}}
+	answer := WhereAnswer{Template: number, Name: s.template.Name, ActiveVersion: s.template.Active, Position: v.Position(), Deleted: s.template.Deleted, Regions: []Instance{}}
 	for _, row := range s.instances {
 		if row.Condition != ConditionRemoved {
 			answer.Regions = append(answer.Regions, s.show(row))
@@ -283,7 +288,12 @@ func (s standing) verified(region events.RegionID, version int) bool {
 }
 
 func (s standing) show(i InstanceRow) Instance {
-	return Instance{InstanceRow: i, State: s.state(i), Active: i.Version == s.template.Active && s.template.live(),
+	state := s.state(i)
+	if state == InstanceRemoving && i.Cause == nil {
+		i.Cause = &events.Cause{Code: CausePendingRemoval, Text: string(i.Region) + " has not said yet that nothing of it is left there",
+			Next: "it is removed when the region's agent is reached; of a region that is lost: tombolo region retire --lost"}
+	}
+	return Instance{InstanceRow: i, State: state, Active: i.Version == s.template.Active && s.template.live(),
 		Location: i.location(), Digest: i.Manifest}
 }
 

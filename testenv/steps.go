@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // accepted is the answer to a write.
@@ -215,6 +216,7 @@ type Fact struct {
 	Sequence uint64         `json:"sequence"`
 	Type     string         `json:"type"`
 	Subject  string         `json:"subject"`
+	Stored   time.Time      `json:"stored"`
 	Data     map[string]any `json:"data"`
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
@@ -93,14 +94,19 @@ type AddUser struct {
 	NKey    string           `json:"nkey"`
 	Token   events.Digest    `json:"token"`
 	Region  events.RegionID  `json:"region,omitempty"` // agents only
+	// Permissions are the commands that a member may send: "template.delete".
+	Permissions []string `json:"permissions,omitempty"`
 }
+
+// MaxPermissions is the most that one member may have.
+const MaxPermissions = 64
 
 // Aggregate is the account that gets the user, whoever asks.
 func (c AddUser) Aggregate(events.AccountID) events.Aggregate { return Of(c.Account) }
 
 // Decide refuses user-invalid, role-invalid (administrators and agents are of
 // account None, operators and readers of tenants; agents have a region, others
-// none), key-invalid, token-invalid, account-unknown, user-exists with other
+// none; members alone have permissions), permission-invalid, key-invalid, token-invalid, account-unknown, user-exists with other
 // particulars, and credential-in-use for a key or token that the account has or
 // had.
 func (c AddUser) Decide(s State, _ aggregates.Facts) (events.AccountEvent, error) {
@@ -108,14 +114,17 @@ func (c AddUser) Decide(s State, _ aggregates.Facts) (events.AccountEvent, error
 		return nil, err
 	}
 	e := events.UserAdded{User: c.User, Role: c.Role, NKey: c.NKey, Token: c.Token, Region: c.Region}
+	if len(c.Permissions) > 0 {
+		e.Permissions = slices.Compact(slices.Sorted(slices.Values(c.Permissions)))
+	}
 	now, there := s.users[c.User]
 	switch {
 	case !s.created:
 		return nil, unknown(c.Account)
-	case there && now == e:
+	case there && same(now, e):
 		return nil, aggregates.Already("the user %s is there", c.User)
 	case there:
-		return nil, aggregates.Refuse("user-exists", "the user %s is there with another role, key, token or region", c.User).
+		return nil, aggregates.Refuse("user-exists", "the user %s is there with another role, key, token, region or permissions", c.User).
 			WithNext("remove the user first, or choose another name")
 	}
 	for _, credential := range []string{c.NKey, string(c.Token)} {
@@ -127,6 +136,15 @@ func (c AddUser) Decide(s State, _ aggregates.Facts) (events.AccountEvent, error
 	return e, nil
 }
 
+func same(a, b events.UserAdded) bool {
+	return a.User == b.User && a.Role == b.Role && a.NKey == b.NKey && a.Token == b.Token && a.Region == b.Region && slices.Equal(a.Permissions, b.Permissions)
+}
+
+func isPermission(s string) bool {
+	kind, verb, ok := strings.Cut(s, ".")
+	return ok && events.IsToken(kind) && events.IsToken(verb)
+}
+
 func (c AddUser) check() error {
 	invalid := func(code, format string, args ...any) error {
 		return aggregates.RefuseAs(aggregates.Invalid, code, format, args...)
@@ -135,7 +153,7 @@ func (c AddUser) check() error {
 	switch {
 	case !events.IsToken(string(c.User)):
 		return invalid("user-invalid", "%q is not a user's name: use a-z, 0-9 and -, at most 63", c.User)
-	case c.Role != events.Administrator && c.Role != events.Operator && c.Role != events.Reader && c.Role != events.Agent:
+	case !slices.Contains([]events.Role{events.Administrator, events.Operator, events.Member, events.Reader, events.Agent}, c.Role):
 		return invalid("role-invalid", "%q is not a role", c.Role)
 	case ours != (c.Role == events.Administrator || c.Role == events.Agent):
 		return invalid("role-invalid", "account %s has no users of role %s", c.Account, c.Role)
@@ -143,6 +161,12 @@ func (c AddUser) check() error {
 		return invalid("role-invalid", "an agent needs its region; %q is none", c.Region)
 	case c.Role != events.Agent && c.Region != "":
 		return invalid("role-invalid", "only agents belong to a region")
+	case (c.Role == events.Member) != (len(c.Permissions) > 0):
+		return invalid("role-invalid", "members, and they alone, are given permissions")
+	case len(c.Permissions) > MaxPermissions:
+		return invalid("permission-invalid", "%d permissions are more than a member may have: %d", len(c.Permissions), MaxPermissions)
+	case slices.ContainsFunc(c.Permissions, func(p string) bool { return !isPermission(p) }):
+		return invalid("permission-invalid", "a permission names a command: template.delete; one of %q does not", c.Permissions)
 	case !isUserKey(c.NKey):
 		return invalid("key-invalid", "%q is not the public key of a NATS user", c.NKey)
 	case !c.Token.Valid():

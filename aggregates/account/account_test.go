@@ -34,7 +34,7 @@ func facts(t *testing.T, history ...events.AccountEvent) given.Case[State, event
 
 // add is the command that leads to e.
 func add(account events.AccountID, e events.UserAdded) AddUser {
-	return AddUser{Account: account, User: e.User, Role: e.Role, NKey: e.NKey, Token: e.Token, Region: e.Region}
+	return AddUser{Account: account, User: e.User, Role: e.Role, NKey: e.NKey, Token: e.Token, Region: e.Region, Permissions: e.Permissions}
 }
 
 func remove(account events.AccountID, u events.UserID) RemoveUser {
@@ -137,4 +137,21 @@ func TestAnOlderStateStaysAsItWas(t *testing.T) {
 	before.State().Fold(agent)
 	before.When(remove(events.None, "root")).Then(events.UserRemoved{User: "root"}) // deputy is still there
 	before.When(add(events.None, agent)).Then(agent)
+}
+
+func TestPermissionsAreMembers(t *testing.T) {
+	member := events.UserAdded{User: "mia", Role: events.Member, NKey: evesKey, Token: events.DigestOf([]byte("mia")), Permissions: []string{"template.delete", "template.replace"}}
+	unsorted := add("acme", member)
+	unsorted.Permissions = []string{"template.replace", "template.delete", "template.replace"}
+	facts(t, created).When(unsorted).Then(member)
+	facts(t, created, member).When(unsorted).Nothing()
+	other := member
+	other.Permissions = []string{"template.delete"}
+	facts(t, created, member).When(add("acme", other)).Refused("user-exists")
+	none, operator, wild := member, ann, member
+	none.Permissions, operator.Permissions, wild.Permissions = nil, member.Permissions, []string{"template.*"}
+	facts(t, created).When(add("acme", none)).Refused("role-invalid")
+	facts(t, created).When(add("acme", operator)).Refused("role-invalid")
+	facts(t, created).When(add(events.None, member)).Refused("role-invalid")
+	facts(t, created).When(add("acme", wild)).Refused("permission-invalid")
 }

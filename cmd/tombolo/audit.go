@@ -23,13 +23,13 @@ import (
 var (
 	digestColumns = []column{{"READ MODEL", "projection", false}, {"SHAPE", "shape", false}, {"DIGEST", "digest", false}, {"BUILDING", "building", false}}
 	changeColumns = []column{{"KIND", "kind", false}, {"NAME", "name", false}, {"CHANGE", "change", false}, {"FIELDS", "fields", false}, {"ID", "id", true}}
-	momentShape   = shape{"templates", "number", templateColumns}
+	momentShape   = shape{items: "templates", name: "number", columns: templateColumns}
 )
 
 func (a *app) auditCommand() *cobra.Command {
 	c := noun("audit", "What happened, how things stood, and whether it is all there", a.auditLog(), a.auditAt(), a.auditReplay(), a.auditDiff(), a.auditExport(), a.auditVerify(),
 		a.verb("digests", "Digests of the read models, to compare (--as-of) with another's or a replay's", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-			return a.showOne(ctx, "/v1/audit/digests", nil, shape{"items", "projection", digestColumns})
+			return a.showOne(ctx, "/v1/audit/digests", nil, shape{items: "items", name: "projection", columns: digestColumns})
 		}),
 		a.verb("rebuild [READ-MODEL]", "Build read models again beside those that answer, and put them in their place", cobra.MaximumNArgs(1), func(ctx context.Context, args []string) error {
 			c, err := a.ready()
@@ -44,7 +44,7 @@ func (a *app) auditCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(b, shape{"items", "projection", digestColumns})
+			return a.show(b, shape{items: "items", name: "projection", columns: digestColumns})
 		}))
 	c.Long = `What happened, how things stood, and whether it is all there.
 
@@ -81,7 +81,7 @@ func (a *app) auditAt() *cobra.Command {
 
 func (a *app) auditDiff() *cobra.Command {
 	return a.verb("diff SEQ|TIME SEQ|TIME", "What changed in the catalogue between two moments", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, "/v1/audit/diff", url.Values{"from": {args[0]}, "to": {args[1]}}, shape{"items", "id", changeColumns})
+		return a.showOne(ctx, "/v1/audit/diff", url.Values{"from": {args[0]}, "to": {args[1]}}, shape{items: "items", name: "id", columns: changeColumns})
 	})
 }
 
@@ -99,7 +99,7 @@ func (a *app) auditReplay() *cobra.Command {
 		}
 		path, s := "/v1/audit/replay/"+url.PathEscape(until), momentShape
 		if digests {
-			path, s = path+"/digests", shape{"items", "projection", digestColumns}
+			path, s = path+"/digests", shape{items: "items", name: "projection", columns: digestColumns}
 		}
 		return a.showOne(ctx, path, nil, s)
 	})
@@ -241,7 +241,7 @@ func (c *client) exportEvents(ctx context.Context, path, until string) (err erro
 	if err != nil {
 		return err
 	}
-	return c.app.show(b, shape{"", "file", []column{{"FILE", "file", false}, {"EVENTS WRITTEN", "events", false}, {"LAST SEQUENCE", "last", false}, {"JOURNAL", "source", true}}})
+	return c.app.show(b, shape{items: "", name: "file", columns: []column{{"FILE", "file", false}, {"EVENTS WRITTEN", "events", false}, {"LAST SEQUENCE", "last", false}, {"JOURNAL", "source", true}}})
 }
 
 // continued finds where an export goes on, and cuts off a line that was being written when it broke off.
@@ -302,7 +302,7 @@ func (a *app) auditVerify() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "head", []column{{"OK", "ok", false}, {"EVENTS", "events", false}, {"AGGREGATES", "aggregates", false}, {"HEAD", "head", false}, {"JOURNAL", "source", true}}})
+		return a.show(b, shape{items: "", name: "head", columns: []column{{"OK", "ok", false}, {"EVENTS", "events", false}, {"AGGREGATES", "aggregates", false}, {"HEAD", "head", false}, {"JOURNAL", "source", true}}})
 	})
 	f := verify.Flags()
 	f.StringVar(&file, "file", "", "check this export, without asking the server")

@@ -44,7 +44,7 @@ func (a *app) contextCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"items", "name", contextColumns})
+		return a.show(b, shape{items: "items", name: "name", columns: contextColumns})
 	})
 	show := a.verb("show [NAME]", "One context, without its secrets", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
 		known, err := a.contexts()
@@ -64,7 +64,7 @@ func (a *app) contextCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "name", contextColumns})
+		return a.show(b, shape{name: "name", columns: contextColumns})
 	})
 	use := a.verb("use NAME|FILE", "Make a context the current one", cobra.ExactArgs(1), func(_ context.Context, args []string) error {
 		known, err := a.contexts()

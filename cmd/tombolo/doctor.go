@@ -62,7 +62,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := a.show(b, shape{"items", "check", []column{{"CHECK", "check", false}, {"OK", "ok", false}, {"DETAIL", "detail", false}}}); err != nil {
+		if err := a.show(b, shape{items: "items", name: "check", columns: []column{{"CHECK", "check", false}, {"OK", "ok", false}, {"DETAIL", "detail", false}}}); err != nil {
 			return err
 		}
 		for _, f := range report.Items[:min(4, len(report.Items))] {

@@ -22,10 +22,13 @@ var envColumns = []column{{"ENVIRONMENT", "id", false}, {"NAME", "name", false},
 	{"POWER", "power_all", false}, {"CREATED", "created_at", false}, {"TEMPLATE", "origin.template", true}, {"VERSION", "origin.version", true},
 	{"CAUSE", "cause.text", true}, {"REVISION", "revision", true}}
 
+// nodeParts are the nodes of a graph, below what consists of them.
+var nodeParts = &shape{items: "content.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"POWER", "power", false}, {"NAME", "name", true}}}
+
 func envPath(ref string) string { return "/v1/environments/" + url.PathEscape(ref) }
 
 func (a *app) envCommand() *cobra.Command {
-	one := shape{"", "id", envColumns}
+	one := shape{name: "id", columns: envColumns, parts: nodeParts}
 	init := a.verb("init [FILE]", "Write a commented sample (environment.yaml)", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
 		return a.envInit(append(args, "environment.yaml")[0])
 	})
@@ -48,7 +51,7 @@ func (a *app) envCommand() *cobra.Command {
 		return c
 	}
 	ls := a.verb("ls", "Which environments are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		return a.showList(ctx, "/v1/environments", in(), shape{"items", "id", envColumns})
+		return a.showList(ctx, "/v1/environments", in(), shape{items: "items", name: "id", columns: envColumns})
 	})
 	ls.Flags().StringVar(&region, "region", "", "only in this region")
 	show := where(a.verb("show ENV", "One environment", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
@@ -66,9 +69,12 @@ func (a *app) envCommand() *cobra.Command {
 			if q := in().Encode(); q != "" {
 				path += "?" + q
 			}
+			a.say("the power state is declared; in this version no machine runs")
 			return a.sendAndShow(ctx, http.MethodPost, path, map[string]string{"power": p.power, "machine": machine}, envPath, one)
 		}))
-		c.Flags().StringVar(&machine, "machine", "", "one machine rather than all")
+		c.Flags().StringVar(&machine, "vm", "", "one machine rather than all")
+		c.Long = p.short + ".\n\nIn this version a power state is declared: it is recorded, saved with the environment and\n" +
+			"given to what is made of it. No machine runs yet, and so none is started or stopped by it."
 		commands = append(commands, c)
 	}
 	remove := where(a.verb("delete ENV", "Delete it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
@@ -117,7 +123,7 @@ func (a *app) envCreate(one shape) *cobra.Command {
 			return err
 		}
 		if a.dryRun {
-			return a.show(spec.checked, shape{"graph.nodes", "id", []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
+			return a.show(spec.checked, shape{items: "graph.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
 		}
 		b, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": region, "spec": spec.body})
 		if err != nil {
@@ -155,7 +161,7 @@ func (a *app) envSave() *cobra.Command {
 	var name, ref, region, policy string
 	var regions []string
 	c := a.verb("save ENV --new NAME | --replace REF", "Save it as a new template, or as a further version of one", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		one := shape{"", "id", templateColumns}
+		one := shape{name: "id", columns: templateColumns}
 		switch {
 		case name != "" && ref != "":
 			return usage("env save: --new or --replace, not both")

@@ -143,7 +143,7 @@ func (c *client) history(ctx context.Context, q url.Values) error {
 
 func (a *app) showEvents(items []json.RawMessage, page []byte) error {
 	if a.output != "json" {
-		return a.show(page, shape{"items", "id", eventColumns})
+		return a.show(page, shape{items: "items", name: "id", columns: eventColumns})
 	}
 	for _, e := range items {
 		if err := a.line(e); err != nil {
@@ -172,7 +172,7 @@ func (c *client) follow(ctx context.Context, q url.Values) error {
 			if c.app.output == "json" {
 				return c.app.line(data)
 			}
-			return c.app.show(append(append([]byte(`{"items":[`), data...), `]}`...), shape{"items", "id", eventColumns})
+			return c.app.show(append(append([]byte(`{"items":[`), data...), `]}`...), shape{items: "items", name: "id", columns: eventColumns})
 		})
 		if ctx.Err() != nil {
 			return nil // ctrl-C is how it ends

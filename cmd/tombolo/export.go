@@ -240,7 +240,7 @@ func (c *client) export(ctx context.Context, at string, ask region.ExportRequest
 	if err != nil {
 		return err
 	}
-	return c.app.show(b, shape{"disks", "disk", []column{{"DISK", "disk", false}, {"FILE", "file", false}, {"BYTES", "bytes", false}, {"DIGEST", "digest", true}}})
+	return c.app.show(b, shape{items: "disks", name: "disk", columns: []column{{"DISK", "disk", false}, {"FILE", "file", false}, {"BYTES", "bytes", false}, {"DIGEST", "digest", true}}})
 }
 
 // findings tells what was done with a reservation.

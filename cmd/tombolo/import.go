@@ -62,7 +62,7 @@ func (a *app) envImport(one shape) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(b, shape{"graph.nodes", "id", []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
+			return a.show(b, shape{items: "graph.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
 		}
 		return c.importAll(ctx, from, at, name, one)
 	})

@@ -41,7 +41,7 @@ func (a *app) templateInstantiate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(b, shape{"", "name", planColumns})
+			return a.show(b, shape{name: "name", columns: planColumns})
 		}
 		path := templatePath(args[0]) + "/instantiate"
 		body.CopyAgreed = a.yes
@@ -63,7 +63,7 @@ func (a *app) templateInstantiate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "environment", originColumns})
+		return a.show(b, shape{name: "environment", columns: originColumns})
 	})
 	f := c.Flags()
 	f.StringVar(&body.Region, "region", "", "where the environment is made")

@@ -23,11 +23,11 @@ func (a *app) operationCommand() *cobra.Command {
 	ls := a.verb("ls", "What was set in motion, the newest first", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}
 		set(q, "template", template)
-		return a.showList(ctx, "/v1/operations", q, shape{"items", "id", operationColumns})
+		return a.showList(ctx, "/v1/operations", q, shape{items: "items", name: "id", columns: operationColumns})
 	})
 	ls.Flags().StringVar(&template, "template", "", "only of this template")
 	show := a.verb("show OPERATION", "One operation with its parts", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		s := shape{"parts", "id", partColumns}
+		s := shape{items: "parts", name: "id", columns: partColumns}
 		if a.output == "name" {
 			s.items = ""
 		}
@@ -42,14 +42,14 @@ func (a *app) operationCommand() *cobra.Command {
 		if err := c.await(ctx, events.OperationID(args[0])); err != nil {
 			return err
 		}
-		return a.showOne(ctx, operationPath(args[0]), nil, shape{"", "id", operationColumns})
+		return a.showOne(ctx, operationPath(args[0]), nil, shape{name: "id", columns: operationColumns})
 	})
 	cancel := a.verb("cancel OPERATION", "Undo what is not finished", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/cancel", nil, operationPath, shape{"", "id", operationColumns})
+		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/cancel", nil, operationPath, shape{name: "id", columns: operationColumns})
 	})
 	var region string
 	retry := a.verb("retry OPERATION", "Try again what failed, in one region or in all", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/retry", map[string]string{"region": region}, operationPath, shape{"", "id", operationColumns})
+		return a.sendAndShow(ctx, http.MethodPost, operationPath(args[0])+"/retry", map[string]string{"region": region}, operationPath, shape{name: "id", columns: operationColumns})
 	})
 	retry.Flags().StringVar(&region, "region", "", "only there")
 	return noun("operation", "What commands set in motion", ls, show, wait, cancel, retry)
@@ -66,30 +66,30 @@ func (a *app) workCommand() *cobra.Command {
 		set(q, "region", region)
 		set(q, "operation", operation)
 		set(q, "state", state)
-		return a.showList(ctx, "/v1/work", q, shape{"items", "work", workColumns})
+		return a.showList(ctx, "/v1/work", q, shape{items: "items", name: "work", columns: workColumns})
 	})
 	ls.Flags().StringVar(&region, "region", "", "only of this region")
 	ls.Flags().StringVar(&operation, "operation", "", "only of this operation")
 	ls.Flags().StringVar(&state, "state", "open", "open, or trouble: failed and stuck ones")
 	show := a.verb("show WORK", "One work order", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, path(args[0]), nil, shape{"", "work", workColumns})
+		return a.showOne(ctx, path(args[0]), nil, shape{name: "work", columns: workColumns})
 	})
 	retry := a.verb("retry WORK", "Open a failed or stuck work order again", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/retry", nil, path, shape{"", "work", workColumns})
+		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/retry", nil, path, shape{name: "work", columns: workColumns})
 	})
 	var why string
 	off := a.verb("write-off WORK --why TEXT", "Close a work order that nobody will do any more", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if why == "" {
 			return usage("work write-off needs --why, for whoever looks at it later")
 		}
-		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/write-off", map[string]string{"why": why}, path, shape{"", "work", workColumns})
+		return a.sendAndShow(ctx, http.MethodPost, path(args[0])+"/write-off", map[string]string{"why": why}, path, shape{name: "work", columns: workColumns})
 	})
 	off.Flags().StringVar(&why, "why", "", "for whoever looks at it later")
 	return noun("work", "Work orders of regions", ls, show, retry, off)
 }
 
 func (a *app) handlerCommand() *cobra.Command {
-	parked := shape{"items", "key", []column{{"PROCESS", "process", false}, {"KEY", "key", false}, {"CAUSE", "cause.text", false}, {"EVENTS", "sequences", false}}}
+	parked := shape{items: "items", name: "key", columns: []column{{"PROCESS", "process", false}, {"KEY", "key", false}, {"CAUSE", "cause.text", false}, {"EVENTS", "sequences", false}}}
 	ls := a.verb("ls", "What process managers and the inbox have parked", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		return a.showOne(ctx, "/v1/handlers", nil, parked)
 	})

@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) orphansCommand() *cobra.Command {
-	found := shape{"items", "name", []column{{"REGION", "region", false}, {"KIND", "kind", false}, {"NAME", "name", false}, {"OWNER", "owner", false}}}
+	found := shape{items: "items", name: "name", columns: []column{{"REGION", "region", false}, {"KIND", "kind", false}, {"NAME", "name", false}, {"OWNER", "owner", false}}}
 	var region string
 	ls := a.verb("ls", "What is on the regions' hosts that no order owns", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}

@@ -25,6 +25,7 @@ type shape struct {
 	items   string // the field with the rows; empty: the answer is the row
 	name    string
 	columns []column
+	parts   *shape // a second table, of what it consists of; under the first
 }
 
 // checkOutput refuses a format before anything is done.
@@ -79,7 +80,15 @@ func (a *app) show(body []byte, s shape) error {
 		}
 		return nil
 	}
-	return a.table(rows, s)
+	if err := a.table(rows, s); err != nil || s.parts == nil {
+		return err
+	}
+	rows, _ = at(value, s.parts.items).([]any)
+	if len(rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(a.out)
+	return a.table(rows, *s.parts)
 }
 
 func (a *app) table(rows []any, s shape) error {

@@ -16,14 +16,14 @@ func (a *app) poolCommand() *cobra.Command {
 	ls := a.verb("ls", "What stock has which region?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}
 		set(q, "region", region)
-		return a.showList(ctx, "/v1/pools", q, shape{"items", "type", poolColumns})
+		return a.showList(ctx, "/v1/pools", q, shape{items: "items", name: "type", columns: poolColumns})
 	})
 	ls.Flags().StringVar(&region, "region", "", "only of this region")
 	pool := func(args []string) string {
 		return "/v1/pools/" + url.PathEscape(args[0]) + "/" + url.PathEscape(args[1])
 	}
 	show := a.verb("show REGION TYPE", "One pool, its contents and leases", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, pool(args), nil, shape{"", "type", poolColumns})
+		return a.showOne(ctx, pool(args), nil, shape{name: "type", columns: poolColumns})
 	})
 
 	add := struct {
@@ -43,7 +43,7 @@ func (a *app) poolCommand() *cobra.Command {
 		case len(args) == 1:
 			add.Prefix = args[0]
 		}
-		return a.sendAndShow(ctx, http.MethodPost, "/v1/pools", add, func(string) string { return pool([]string{add.Region, add.Type}) }, shape{"", "type", poolColumns})
+		return a.sendAndShow(ctx, http.MethodPost, "/v1/pools", add, func(string) string { return pool([]string{add.Region, add.Type}) }, shape{name: "type", columns: poolColumns})
 	})
 	f := addCmd.Flags()
 	f.StringVar(&add.Region, "region", "", "the pool's region")
@@ -58,13 +58,13 @@ func (a *app) poolCommand() *cobra.Command {
 		Value string `json:"value,omitempty"`
 	}{}
 	leaseCmd := a.verb("lease REGION TYPE", "Lease one value by hand", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-		return a.sendAndShow(ctx, http.MethodPost, pool(args)+"/leases", lease, func(string) string { return pool(args) }, shape{"leases", "id", leaseColumns})
+		return a.sendAndShow(ctx, http.MethodPost, pool(args)+"/leases", lease, func(string) string { return pool(args) }, shape{items: "leases", name: "id", columns: leaseColumns})
 	})
 	leaseCmd.Flags().StringVar(&lease.For, "for", "", "the account that gets it")
 	leaseCmd.Flags().StringVar(&lease.Note, "note", "", "what it is for")
 	leaseCmd.Flags().StringVar(&lease.Value, "value", "", "this value; otherwise the lowest free")
 	release := a.verb("release REGION TYPE LEASE", "Take back a lease that was granted by hand", cobra.ExactArgs(3), func(ctx context.Context, args []string) error {
-		return a.sendAndShow(ctx, http.MethodDelete, pool(args)+"/leases/"+url.PathEscape(args[2]), nil, func(string) string { return pool(args) }, shape{"", "type", poolColumns})
+		return a.sendAndShow(ctx, http.MethodDelete, pool(args)+"/leases/"+url.PathEscape(args[2]), nil, func(string) string { return pool(args) }, shape{name: "type", columns: poolColumns})
 	})
 	return noun("pool", "Stocks of region-bound resources", ls, show, addCmd, leaseCmd, release)
 }

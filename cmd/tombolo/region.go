@@ -17,7 +17,7 @@ var regionColumns = []column{{"REGION", "region", false}, {"NAME", "name", false
 
 // nearColumns come first when regions are listed for a template.
 var nearColumns = []column{{"REGION", "region", false}, {"NAME", "name", false}, {"STATUS", "status", false}, {"FAST HERE", "fast_here", false},
-	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"BEHIND", "behind", true}}
+	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"COPY", "copy_state", false}, {"BYTES DONE", "copy.bytes_done", false}, {"BEHIND", "behind", true}}
 
 func (a *app) regionCommand() *cobra.Command {
 	var in, status, ref string
@@ -30,15 +30,20 @@ func (a *app) regionCommand() *cobra.Command {
 			q.Set("for", ref)
 			columns = append(slices.Clone(nearColumns), columns[3:]...)
 		}
-		return a.showList(ctx, "/v1/regions", q, shape{"items", "region", columns})
+		if a.output == "geojson" {
+			a.output = "json"
+			return a.showOne(ctx, "/v1/map", q, shape{})
+		}
+		return a.showList(ctx, "/v1/regions", q, shape{items: "items", name: "region", columns: columns})
 	})
+	ls.Long = "Which regions are there, where, and (--for) which of them hold a template?\n\n-o geojson gives them as a GeoJSON feature collection (RFC 7946), for any program that draws maps."
 	ls.Flags().StringVar(&in, "in", "", "only regions of this county, state, country or continent")
 	ls.Flags().StringVar(&status, "status", "", "only active, draining or retired ones")
 
 	ls.Flags().StringVar(&ref, "for", "", "a template: which regions hold it, and what a copy to the others would take")
 
 	show := a.verb("show REGION", "One region", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, "/v1/regions/"+url.PathEscape(args[0]), nil, shape{"", "region", regionColumns})
+		return a.showOne(ctx, "/v1/regions/"+url.PathEscape(args[0]), nil, shape{name: "region", columns: regionColumns})
 	})
 
 	var profile events.RegionProfile
@@ -47,7 +52,7 @@ func (a *app) regionCommand() *cobra.Command {
 			profile.Name = args[0]
 		}
 		return a.sendAndShow(ctx, http.MethodPost, "/v1/regions", map[string]any{"region": args[0], "profile": profile},
-			func(string) string { return "/v1/regions/" + url.PathEscape(args[0]) }, shape{"", "region", regionColumns})
+			func(string) string { return "/v1/regions/" + url.PathEscape(args[0]) }, shape{name: "region", columns: regionColumns})
 	})
 	f := add.Flags()
 	f.StringVar(&profile.Name, "name", "", "as people call it; the id if absent")
@@ -63,9 +68,9 @@ func (a *app) regionCommand() *cobra.Command {
 		return a.verb(use+" REGION", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			path := "/v1/regions/" + url.PathEscape(args[0])
 			if a.dryRun && verb != "takeover" {
-				return a.showOne(ctx, path+"/holdings", nil, shape{"", "region", []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
+				return a.showOne(ctx, path+"/holdings", nil, shape{name: "region", columns: []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
 			}
-			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{"", "region", regionColumns})
+			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{name: "region", columns: regionColumns})
 		})
 	}
 	drain := on("drain", "Place nothing new in it, and have what is there leave", "drain", func() any { return nil })
@@ -84,7 +89,7 @@ func (a *app) regionCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "region", []column{{"REGION", "region", false}, {"CHUNKS", "chunks", false}, {"BYTES", "bytes", false},
+		return a.show(b, shape{name: "region", columns: []column{{"REGION", "region", false}, {"CHUNKS", "chunks", false}, {"BYTES", "bytes", false},
 			{"DAMAGED", "damaged", false}, {"MISSING", "missing", false}, {"MS", "duration_ms", false}, {"HURT", "hurt", true}}})
 	})
 	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover, scrub)

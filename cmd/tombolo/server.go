@@ -25,13 +25,13 @@ func (a *app) serverGrow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "limit", []column{{"USED", "used", false}, {"LIMIT", "limit", false}, {"WARNING", "warning", false}}})
+		return a.show(b, shape{items: "", name: "limit", columns: []column{{"USED", "used", false}, {"LIMIT", "limit", false}, {"WARNING", "warning", false}}})
 	})
 	grow.Flags().Int64Var(&to, "to", 0, "bytes that the journal may take from now on")
 	return grow
 }
 
-var backupShape = shape{"", "directory", []column{{"DIRECTORY", "directory", false}, {"POSITION", "position", false}, {"BYTES", "bytes", false}, {"HEAD", "head", true}}}
+var backupShape = shape{items: "", name: "directory", columns: []column{{"DIRECTORY", "directory", false}, {"POSITION", "position", false}, {"BYTES", "bytes", false}, {"HEAD", "head", true}}}
 
 func (a *app) serverBackup() *cobra.Command {
 	var to string

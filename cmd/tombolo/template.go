@@ -16,7 +16,7 @@ var templateColumns = []column{{"TEMPLATE", "number", false}, {"NAME", "name", f
 
 var whereColumns = []column{{"REGION", "region", false}, {"VERSION", "version", false}, {"STATE", "state", false}, {"ACTIVE", "active", false},
 	{"WANTED", "wanted", false}, {"OBSERVED", "observed", false}, {"VERIFIED", "verified", false}, {"LOCATION", "location", false},
-	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}}
+	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}, {"CAUSE", "cause.code", false}}
 
 func templatePath(ref string) string { return "/v1/templates/" + url.PathEscape(ref) }
 
@@ -42,41 +42,46 @@ func choices(flags []string) ([]picked, error) {
 }
 
 func (a *app) templateCommand() *cobra.Command {
-	one := shape{"", "id", templateColumns}
+	one := shape{name: "id", columns: templateColumns}
 	var region string
-	var deleted bool
+	var deleted, creating bool
 	ls := a.verb("ls", "Which templates are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
 		q := url.Values{}
 		set(q, "region", region)
 		if deleted {
 			q.Set("deleted", "true")
 		}
-		return a.showList(ctx, "/v1/templates", q, shape{"items", "number", templateColumns})
+		if creating {
+			q.Set("creating", "true")
+		}
+		return a.showList(ctx, "/v1/templates", q, shape{items: "items", name: "number", columns: templateColumns})
 	})
 	ls.Flags().StringVar(&region, "region", "", "only those wanted in this region")
 	ls.Flags().BoolVar(&deleted, "deleted", false, "deleted ones too")
-	show := a.verb("show REF", "One template with its versions", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, templatePath(args[0]), nil, one)
+	ls.Flags().BoolVar(&creating, "creating", false, "those too whose first version is still being saved")
+	show := a.verb("show REF", "One template, its versions, and every node that it consists of", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, templatePath(args[0]), nil, shape{name: "id", columns: templateColumns, parts: nodeParts})
 	})
 	instances := a.verb("instances REF", "All instances that it ever had", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, templatePath(args[0])+"/instances", nil, shape{"items", "instance_id", whereColumns})
+		return a.showOne(ctx, templatePath(args[0])+"/instances", nil, shape{items: "items", name: "instance_id", columns: whereColumns})
 	})
 	var in string
-	inspect := a.verb("inspect REF --region R", "What is in it, as one region has it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		if in == "" {
-			return usage("template inspect needs --region")
+	var specific bool
+	inspect := a.verb("inspect REF [--region R]", "What in it is bound to a region, and why; or what one region has in its place", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if in == "" || specific {
+			return a.showOne(ctx, templatePath(args[0])+"/region-specific", nil, shape{items: "items", name: "resource", columns: []column{{"RESOURCE", "resource", false},
+				{"TYPE", "type", false}, {"SOURCE", "value", false}, {"WHY", "why", false}, {"ASKS IN", "asks_in", false}, {"LEANS ON", "leans_on", true}}})
 		}
-		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{"map", "resource",
-			[]column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
+		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{items: "map", name: "resource", columns: []column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
 	})
 	inspect.Flags().StringVar(&in, "region", "", "as this region has it")
+	inspect.Flags().BoolVar(&specific, "region-specific", false, "what is bound to a region, and why (as without --region)")
 	var between []string
 	diff := a.verb("diff REF --between A,B", "What two regions' instances differ in", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if len(between) != 2 {
 			return usage("template diff needs --between with two regions").withNext("--between beijing,sydney")
 		}
-		return a.showOne(ctx, templatePath(args[0])+"/diff", url.Values{"between": {strings.Join(between, ",")}}, shape{"items", "resource",
-			[]column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "source", false}, {strings.ToUpper(between[0]), "first", false}, {strings.ToUpper(between[1]), "second", false}}})
+		return a.showOne(ctx, templatePath(args[0])+"/diff", url.Values{"between": {strings.Join(between, ",")}}, shape{items: "items", name: "resource", columns: []column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "source", false}, {strings.ToUpper(between[0]), "first", false}, {strings.ToUpper(between[1]), "second", false}}})
 	})
 	diff.Flags().StringSliceVar(&between, "between", nil, "two regions")
 	protect := func(name, short string, on bool) *cobra.Command {
@@ -159,6 +164,17 @@ func (a *app) templateRegions(one shape) *cobra.Command {
 		if body.Choices, err = choices(maps); err != nil {
 			return err
 		}
+		if a.dryRun {
+			c, err := a.ready()
+			if err != nil {
+				return err
+			}
+			b, _, err := c.write(ctx, http.MethodPost, "/v1/check/regions", map[string]any{"template": args[0], "set": body.Set, "add": body.Add, "remove": body.Remove, "all": body.All, "none": body.None})
+			if err != nil {
+				return err
+			}
+			return a.show(b, shape{name: "template", columns: []column{{"TEMPLATE", "template", false}, {"ADD", "add", false}, {"REMOVE", "remove", false}, {"STAY", "stay", false}, {"DELETES", "deletes", false}}})
+		}
 		if body.None {
 			if err := a.confirm("in no region, template %s is deleted with every copy; go on?", args[0]); err != nil {
 				return err
@@ -232,6 +248,6 @@ func replaceRequest(from, region, policy, deadline string, maps []string) (repla
 
 func (a *app) whereCommand() *cobra.Command {
 	return a.verb("where TEMPLATE", "Which regions hold which version?", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, templatePath(args[0])+"/where", nil, shape{"regions", "region", whereColumns})
+		return a.showOne(ctx, templatePath(args[0])+"/where", nil, shape{items: "regions", name: "region", columns: whereColumns})
 	})
 }

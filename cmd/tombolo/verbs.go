@@ -70,7 +70,7 @@ func (a *app) sendOnly(ctx context.Context, method, path string, body any) error
 	if err := c.await(ctx, accepted.Operation); err != nil {
 		return err
 	}
-	return a.show(b, shape{"", "id", []column{{"ID", "id", false}, {"OPERATION", "operation", false}, {"SEQUENCE", "sequence", false}, {"REVISION", "revision", true}}})
+	return a.show(b, shape{name: "id", columns: []column{{"ID", "id", false}, {"OPERATION", "operation", false}, {"SEQUENCE", "sequence", false}, {"REVISION", "revision", true}}})
 }
 
 // confirm asks whether it is meant; where nobody can be asked, it is not.

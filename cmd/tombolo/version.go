@@ -36,6 +36,6 @@ func (a *app) versionCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.show(b, shape{"", "version", []column{{"VERSION", "version", false}, {"GO", "go", false}, {"PLATFORM", "platform", false}}})
+		return a.show(b, shape{name: "version", columns: []column{{"VERSION", "version", false}, {"GO", "go", false}, {"PLATFORM", "platform", false}}})
 	})
 }

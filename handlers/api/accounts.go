@@ -16,10 +16,12 @@ type Member struct {
 	Region  events.RegionID  `json:"region,omitempty"`
 	NKey    string           `json:"nkey" doc:"public NATS user key"`
 	Added   projections.Time `json:"added_at"`
+
+	Permissions []string `json:"permissions,omitempty" doc:"commands that a member may send"`
 }
 
 func showMember(u projections.UserRow) Member {
-	return Member{u.Account, u.User, u.Role, u.Region, u.NKey, u.Added}
+	return Member{u.Account, u.User, u.Role, u.Region, u.NKey, u.Added, u.Permissions}
 }
 
 // Whoami is the caller.
@@ -28,6 +30,8 @@ type Whoami struct {
 	User    events.UserID    `json:"user"`
 	Role    events.Role      `json:"role"`
 	Region  events.RegionID  `json:"region,omitempty"`
+
+	Permissions []string `json:"permissions,omitempty" doc:"commands that a member may send"`
 }
 
 type accountsInput struct{ Paged }
@@ -50,10 +54,12 @@ type newUser struct {
 	Of   string `path:"account"`
 	Body struct {
 		User   events.UserID   `json:"user"`
-		Role   events.Role     `json:"role" enum:"administrator,operator,reader,agent"`
+		Role   events.Role     `json:"role" enum:"administrator,operator,member,reader,agent"`
 		NKey   string          `json:"nkey" doc:"public NATS user key; the seed stays with the user"`
 		Token  events.Digest   `json:"token" doc:"digest of the bearer token, sha256:…; the token stays with the user"`
 		Region events.RegionID `json:"region,omitempty" doc:"agents only"`
+
+		Permissions []string `json:"permissions,omitempty" doc:"members only: the commands that it may send, as template.delete"`
 	}
 }
 
@@ -76,6 +82,8 @@ type (
 		NKey    string           `json:"nkey"`
 		Token   events.Digest    `json:"token"`
 		Region  events.RegionID  `json:"region,omitempty"`
+
+		Permissions []string `json:"permissions,omitempty"`
 	}
 	removeUserBody struct {
 		Account events.AccountID `json:"account"`
@@ -109,7 +117,7 @@ func (s *Server) accountRoutes() {
 	})
 	command(s, http.MethodPost, "/v1/accounts/{account}/users", "add-user", "Let a credential act for it", func(ctx context.Context, in *newUser) (Accepted, error) {
 		b := in.Body
-		return s.send(ctx, in.Write, events.None, events.KindAccount, "add-user", userBody{events.AccountID(in.Of), b.User, b.Role, b.NKey, b.Token, b.Region})
+		return s.send(ctx, in.Write, events.None, events.KindAccount, "add-user", userBody{events.AccountID(in.Of), b.User, b.Role, b.NKey, b.Token, b.Region, b.Permissions})
 	})
 	command(s, http.MethodDelete, "/v1/accounts/{account}/users/{user}", "remove-user", "Void a user's credential", func(ctx context.Context, in *oldUser) (Accepted, error) {
 		return s.send(ctx, in.Write, events.None, events.KindAccount, "remove-user", removeUserBody{events.AccountID(in.Of), events.UserID(in.User)})

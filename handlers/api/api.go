@@ -21,6 +21,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -35,6 +36,8 @@ type User struct {
 	User    events.UserID
 	Role    events.Role
 	Region  events.RegionID // agents only
+	// Permissions are the commands that a member may send.
+	Permissions []string
 }
 
 // Commander is the bus's front door as this package needs it: commands.Door.
@@ -52,6 +55,9 @@ type Documents interface {
 // context ends or each fails; progress that nobody follows is lost.
 type Progress interface {
 	Follow(ctx context.Context, account events.AccountID, operation events.OperationID, each func(json.RawMessage) error) error
+	// Latest is the last report on an operation's copy into a region; false where
+	// none is remembered.
+	Latest(account events.AccountID, operation events.OperationID, at events.RegionID) (region.Progress, bool)
 }
 
 // Check is one part of readiness; Err is nil if it is well. A warning leaves it ready.
@@ -108,6 +114,7 @@ func New(c Config) *Server {
 	s.api = humago.New(s.mux, s.huma())
 	s.health()
 	s.regionRoutes()
+	s.mapRoutes()
 	s.enrolRoutes()
 	s.hostRoutes()
 	s.poolRoutes()

@@ -24,7 +24,7 @@ type OneEnvironment struct {
 	Known
 	projections.EnvironmentRow
 	Map     []events.Substitution `json:"map"`
-	Content *graph.Graph          `json:"content" doc:"nodes and edges"`
+	Content *graph.Graph          `json:"content" doc:"nodes and edges; a machine's power state is the one last declared"`
 	Uploads []Upload              `json:"uploads,omitempty" doc:"while its disks are taken in: where each goes"`
 }
 
@@ -234,7 +234,15 @@ func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput)
 		return out, 0, err
 	}
 	out.Content = &graph.Graph{}
-	return out, e.Revision, json.Unmarshal(b, out.Content)
+	if err := json.Unmarshal(b, out.Content); err != nil {
+		return out, 0, err
+	}
+	for i := range out.Content.Nodes {
+		if n := &out.Content.Nodes[i]; n.Type == graph.Machine {
+			n.Power = graph.Power(e.PowerOf(n.ID, string(n.Power)))
+		}
+	}
+	return out, e.Revision, nil
 }
 
 // uploads says where an environment's disks go: none while the region has no agent.

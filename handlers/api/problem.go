@@ -14,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -126,6 +127,10 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 	case errors.As(err, &full):
 		return problem(http.StatusInsufficientStorage, full.Code(), "the journal has %d of at most %d bytes; only what finishes, undoes or releases something is accepted", full.Used, full.Limit).
 			withNext("an administrator can raise the limit: tombolo server grow --to BYTES")
+	case documents.CodeOf(err) == documents.Damaged:
+		s.Log.Error("a stored document is damaged", "request", requestID(ctx), "error", err)
+		return problem(http.StatusInternalServerError, string(documents.Damaged), "what is stored of it does not match its digest or signature: it was changed").
+			withNext("restore the control plane's data from a backup; nothing is made of what was changed")
 	case errors.Is(err, journal.ErrAmbiguous):
 		return problem(http.StatusServiceUnavailable, "outcome-unknown", "whether the command was stored could not be found out in time").
 			withNext("send it again with the same Idempotency-Key")

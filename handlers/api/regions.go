@@ -11,6 +11,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/region"
 	"github.com/tombolo-vdc/tombolo/events"
+	agent "github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -35,7 +36,9 @@ type Region struct {
 	Added     time.Time          `json:"added_at"`
 	Revision  uint64             `json:"revision"`
 
-	*projections.Nearness // of the template asked for
+	*projections.Nearness                           // of the template asked for
+	CopyState             projections.InstanceState `json:"copy_state,omitempty" doc:"the word for the template's copy here, as where has it; absent where there is none"`
+	Copy                  *agent.Progress           `json:"copy,omitempty" doc:"how far the copy of the template into this region is, while it goes on"`
 }
 
 func showRegion(r projections.RegionRow) Region {
@@ -58,6 +61,12 @@ type regionInput struct {
 
 type regionsInput struct {
 	Paged
+	RegionFilter
+}
+
+// RegionFilter says which regions are asked about. It is exported for the reader
+// of input structs, which skips embedded types that are not.
+type RegionFilter struct {
 	In     string `query:"in" doc:"only regions of this county, state, country or continent" example:"europe"`
 	Status string `query:"status" enum:"active,draining,retired"`
 	For    string `query:"for" doc:"a template's reference: say of each region whether it holds it, and what a copy would take"`
@@ -218,9 +227,9 @@ func (s *Server) listRegions(ctx context.Context, v at, in *regionsInput) (List[
 		if err != nil {
 			return out, 0, err
 		}
-		out.Items[i].Nearness = &near
+		out.Items[i].Nearness, out.Items[i].CopyState = &near, near.State
 	}
-	return out, 0, nil
+	return out, 0, s.underWay(v, out.Items)
 }
 
 // pageOfRegions pages through all regions; groupings are few and read whole.

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
+	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -34,6 +36,7 @@ type OneTemplate struct {
 	Pinned    bool                      `json:"pinned"`
 	WaitsFor  []events.RegionID         `json:"waits_for" doc:"regions that the staged version waits for"`
 	Versions  []projections.VersionRow  `json:"versions"`
+	Content   *graph.Graph              `json:"content" doc:"nodes and edges that the version consists of, each machine in the power state that it was saved in; null until it is saved"`
 }
 
 // Where says which region holds which version.
@@ -81,8 +84,9 @@ type DifferentValue struct {
 
 type templatesInput struct {
 	Paged
-	Region  string `query:"region" doc:"only those wanted in this region"`
-	Deleted bool   `query:"deleted" doc:"deleted ones too"`
+	Region   string `query:"region" doc:"only those wanted in this region"`
+	Deleted  bool   `query:"deleted" doc:"deleted ones too"`
+	Creating bool   `query:"creating" doc:"those too whose first version is still being saved: there is nothing to use of them yet"`
 }
 
 // TemplateRead is what every read of one template takes. It is exported for the
@@ -106,23 +110,27 @@ func (s *Server) templateRoutes() {
 	get(s, "/v1/templates", "list-templates", "Which templates are there?", s.listTemplates)
 	get(s, "/v1/templates/{ref}", "get-template", "One template with its versions", s.getTemplate)
 	get(s, "/v1/templates/{ref}/where", "where", "Which regions hold which version?", func(ctx context.Context, v at, in *TemplateRead) (Where, uint64, error) {
-		t, account, err := template(ctx, v, in.Scope, in.Ref)
+		t, account, gone, err := templateOrDeleted(ctx, v, in.Scope, in.Ref)
 		if err != nil {
 			return Where{}, 0, err
 		}
-		w, err := projections.Catalogue{}.Where(v.View, account, t.Template.Number)
-		return Where{v.known.Lag, w}, t.Template.Revision, err
+		w, err := projections.Catalogue{}.Where(v.View, account, t.Number)
+		if err == nil && gone != nil && len(w.Regions) == 0 {
+			err = gone
+		}
+		return Where{v.known.Lag, w}, t.Revision, err
 	})
 	get(s, "/v1/templates/{ref}/instances", "list-instances", "All instances that it ever had", func(ctx context.Context, v at, in *TemplateRead) (Instances, uint64, error) {
-		t, account, err := template(ctx, v, in.Scope, in.Ref)
+		t, account, _, err := templateOrDeleted(ctx, v, in.Scope, in.Ref)
 		if err != nil {
 			return Instances{}, 0, err
 		}
-		items, err := projections.Catalogue{}.Instances(v, account, t.Template.Number)
-		return Instances{v.known, items}, t.Template.Revision, err
+		items, err := projections.Catalogue{}.Instances(v, account, t.Number)
+		return Instances{v.known, items}, t.Revision, err
 	})
 	get(s, "/v1/templates/{ref}/inspect", "inspect-template", "What is in it, as one region has it", s.inspect)
 	get(s, "/v1/templates/{ref}/diff", "diff-template", "What two regions' instances differ in", s.diff)
+	s.planRoutes()
 	s.templateWrites()
 }
 
@@ -144,7 +152,11 @@ func (s *Server) listTemplates(ctx context.Context, v at, in *templatesInput) (L
 	default:
 		page, err = projections.Catalogue{}.List(v, account, in.Limit, in.Next)
 	}
-	return listed(v.known, page, showTemplate), 0, err
+	out := listed(v.known, page, showTemplate)
+	if !in.Creating {
+		out.Items = slices.DeleteFunc(out.Items, func(t Template) bool { return t.State == projections.TemplateCreating })
+	}
+	return out, 0, err
 }
 
 // template finds what a reference means in the caller's account.
@@ -155,6 +167,21 @@ func template(ctx context.Context, v projections.Reader, scope Scope, ref string
 	}
 	t, err := projections.Catalogue{}.Resolve(v, account, ref)
 	return t, account, err
+}
+
+// templateOrDeleted is template, but finds one that is deleted as well; gone is
+// then why it does not resolve.
+func templateOrDeleted(ctx context.Context, v projections.Reader, scope Scope, ref string) (row projections.TemplateRow, account events.AccountID, gone, err error) {
+	t, account, err := template(ctx, v, scope, ref)
+	var unknown *projections.NotFoundError
+	if !errors.As(err, &unknown) || unknown.Code != projections.CodeTemplateDeleted {
+		return t.Template, account, nil, err
+	}
+	if account, _, err = scope.account(ctx); err != nil {
+		return row, account, nil, err
+	}
+	row, _, err = projections.Catalogue{}.Template(v, account, unknown.Template)
+	return row, account, unknown, err
 }
 
 func (s *Server) getTemplate(ctx context.Context, v at, in *TemplateRead) (OneTemplate, uint64, error) {
@@ -168,10 +195,49 @@ func (s *Server) getTemplate(ctx context.Context, v at, in *TemplateRead) (OneTe
 		return out, 0, err
 	}
 	out.WaitsFor, err = projections.Catalogue{}.WaitsFor(v, account, t.Template.Number)
+	if err != nil {
+		return out, 0, err
+	}
 	if out.WaitsFor == nil {
 		out.WaitsFor = []events.RegionID{}
 	}
-	return out, t.Template.Revision, err
+	for _, version := range out.Versions {
+		if version.Version == out.Version && version.Manifest != "" && s.Documents != nil {
+			if out.Content, err = s.content(ctx, version.Manifest); err != nil {
+				return out, 0, err
+			}
+		}
+	}
+	return out, t.Template.Revision, nil
+}
+
+// documentPatience bounds what a region that is cut off waits for a document.
+const documentPatience = 2 * time.Second
+
+// content is the graph of a version. A region that cannot reach the documents
+// goes without: everything else of its answer is its own.
+func (s *Server) content(ctx context.Context, d events.Digest) (*graph.Graph, error) {
+	ctx, cancel := context.WithTimeout(ctx, documentPatience)
+	defer cancel()
+	m, err := s.manifest(ctx, d)
+	switch {
+	case err == nil:
+		return &m.Graph, nil
+	case s.Commands == nil && documents.CodeOf(err) == "":
+		return nil, nil
+	}
+	return nil, err
+}
+
+// manifest reads what a version consists of. A document whose bytes are not those
+// of its digest is not given.
+func (s *Server) manifest(ctx context.Context, d events.Digest) (*graph.Manifest, error) {
+	b, err := s.Documents.Get(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	m := &graph.Manifest{}
+	return m, json.Unmarshal(b, m)
 }
 
 // instanceIn finds a version's instance in a region.
@@ -215,12 +281,8 @@ func (s *Server) inspect(ctx context.Context, v at, in *templateInRegion) (Inspe
 	if i.Manifest == "" || s.Documents == nil {
 		return out, i.Revision, nil
 	}
-	b, err := s.Documents.Get(ctx, i.Manifest)
-	if err != nil {
-		return out, 0, err
-	}
-	out.Manifest = &graph.Manifest{}
-	return out, i.Revision, json.Unmarshal(b, out.Manifest)
+	out.Manifest, err = s.manifest(ctx, i.Manifest)
+	return out, i.Revision, err
 }
 
 func (s *Server) diff(ctx context.Context, v at, in *templateBetween) (Difference, uint64, error) {

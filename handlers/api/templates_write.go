@@ -46,14 +46,19 @@ type TemplateWrite struct {
 	Ref string `path:"ref"`
 }
 
+// RegionsWish is which regions should hold a template.
+type RegionsWish struct {
+	Set    []string `json:"set,omitempty" doc:"exactly these"`
+	Add    []string `json:"add,omitempty"`
+	Remove []string `json:"remove,omitempty"`
+	All    bool     `json:"all,omitempty" doc:"every region that is active"`
+	None   bool     `json:"none,omitempty" doc:"no region: deletes the template"`
+}
+
 type templateRegions struct {
 	TemplateWrite
 	Body struct {
-		Set     []string `json:"set,omitempty" doc:"exactly these"`
-		Add     []string `json:"add,omitempty"`
-		Remove  []string `json:"remove,omitempty"`
-		All     bool     `json:"all,omitempty" doc:"every region that is active"`
-		None    bool     `json:"none,omitempty" doc:"no region: deletes the template"`
+		RegionsWish
 		Confirm bool     `json:"confirm,omitempty" doc:"none is meant"`
 		Choices []Picked `json:"choices,omitempty"`
 	}
@@ -222,30 +227,41 @@ func (s *Server) setRegions(ctx context.Context, in *templateRegions) (Accepted,
 		}
 		return s.send(ctx, in.Write, account, events.KindTemplate, "delete", templateBody{t.Number})
 	}
-	wanted, err := s.regionIDs(ctx, b.Set)
+	body, err := s.change(ctx, t, b.RegionsWish)
 	if err != nil {
 		return Accepted{}, err
-	}
-	if b.All {
-		if wanted, err = lookup(ctx, s, Read{}, activeRegions); err != nil {
-			return Accepted{}, err
-		}
-	}
-	body := setRegionsBody{Template: t.Number}
-	if body.Add, err = s.regionIDs(ctx, b.Add); err != nil {
-		return Accepted{}, err
-	}
-	if body.Remove, err = s.regionIDs(ctx, b.Remove); err != nil {
-		return Accepted{}, err
-	}
-	if len(wanted) > 0 {
-		body.Add = append(body.Add, without(wanted, t.Regions)...)
-		body.Remove = append(body.Remove, without(t.Regions, wanted)...)
 	}
 	if body.Choices, err = s.choices(ctx, b.Choices); err != nil {
 		return Accepted{}, err
 	}
 	return s.send(ctx, in.Write, account, events.KindTemplate, "set-regions", body)
+}
+
+// change is what a wish adds to a template's regions and takes from them.
+func (s *Server) change(ctx context.Context, t projections.TemplateRow, w RegionsWish) (setRegionsBody, error) {
+	body := setRegionsBody{Template: t.Number}
+	wanted, err := s.regionIDs(ctx, w.Set)
+	if err != nil {
+		return body, err
+	}
+	if w.All {
+		if wanted, err = lookup(ctx, s, Read{}, activeRegions); err != nil {
+			return body, err
+		}
+	}
+	if body.Add, err = s.regionIDs(ctx, w.Add); err != nil {
+		return body, err
+	}
+	if body.Remove, err = s.regionIDs(ctx, w.Remove); err != nil {
+		return body, err
+	}
+	if len(wanted) > 0 {
+		body.Add = append(body.Add, without(wanted, t.Regions)...)
+	}
+	if len(wanted) > 0 || w.None {
+		body.Remove = append(body.Remove, without(t.Regions, wanted)...)
+	}
+	return body, nil
 }
 
 func without(all, these []events.RegionID) []events.RegionID {

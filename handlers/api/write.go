@@ -85,7 +85,7 @@ func (s *Server) request(ctx context.Context, w Write, account events.AccountID,
 	u := callerOf(ctx)
 	return commands.Request{
 		Account: account, Kind: kind, Verb: verb, Command: events.CommandID(w.Key), Body: payload, IfRevision: revision, TraceParent: w.TraceParent,
-		From: commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region},
+		From: commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region, Permissions: u.Permissions},
 	}, nil
 }
 

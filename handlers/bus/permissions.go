@@ -20,20 +20,20 @@ type grant struct {
 // grants is the table of who may do what on the bus. It bounds what can be
 // said at all; who may command what is the access policy's business.
 func grants() []grant {
-	const admin, agent, operator, reader = events.Administrator, events.Agent, events.Operator, events.Reader
+	const admin, agent, operator, member, reader = events.Administrator, events.Agent, events.Operator, events.Member, events.Reader
 	return []grant{
 		// Answers to one's own requests, and nobody else's.
-		{roles: []events.Role{admin, agent, operator, reader},
+		{roles: []events.Role{admin, agent, operator, member, reader},
 			subscribe: []string{"_INBOX.<user>.>", "_INBOX.<key>.>"}},
 		// What there is to ask. Not STATS: its last errors speak of other tenants.
-		{roles: []events.Role{admin, agent, operator, reader},
+		{roles: []events.Role{admin, agent, operator, member, reader},
 			publish: []string{"$SRV.PING", "$SRV.PING.>", "$SRV.INFO", "$SRV.INFO.>"}},
 
-		// Readers, too: the access policy refuses them with a reason.
-		{roles: []events.Role{operator, reader},
+		// Readers and members, too: the access policy refuses them with a reason.
+		{roles: []events.Role{operator, member, reader},
 			publish: []string{"tombolo.command.<account>.>", "tombolo.inbox.<account>.>"}},
 		// One's own account's events and progress.
-		{roles: []events.Role{operator, reader},
+		{roles: []events.Role{operator, member, reader},
 			publish: []string{
 				subscribePrefix + "<account>", unsubscribePrefix + "<account>",
 				APIPrefix + ".STREAM.INFO.<stream>", APIPrefix + ".CONSUMER.INFO.<stream>.*",

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
+	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/number"
 	"github.com/tombolo-vdc/tombolo/aggregates/pool"
@@ -75,22 +76,50 @@ func (c *call) check(ctx context.Context, o choosing, types map[string]events.Re
 	return nil
 }
 
-// resourcesOf reads what is region-bound in an environment.
-func (c *call) resourcesOf(ctx context.Context, view *projections.View, source events.Source) (map[string]events.ResourceRef, error) {
-	e, ok, err := projections.Environments{}.Environment(view, source.Environment)
+// graphOf reads what an environment consists of.
+func (c *call) graphOf(ctx context.Context, view *projections.View, id events.EnvironmentID) (graph.Graph, error) {
+	e, ok, err := projections.Environments{}.Environment(view, id)
 	if err != nil {
-		return nil, err
+		return graph.Graph{}, err
 	}
 	if !ok || e.Account != c.origin.Account {
-		return nil, aggregates.RefuseAs(aggregates.NotFound, "environment-unknown", "there is no environment %q", source.Environment).WithNext("tombolo env ls")
+		return graph.Graph{}, aggregates.RefuseAs(aggregates.NotFound, "environment-unknown", "there is no environment %q", id).WithNext("tombolo env ls")
 	}
 	raw, err := c.door.documents.Get(ctx, e.Graph)
 	if err != nil {
-		return nil, err
+		return graph.Graph{}, err
 	}
 	var g graph.Graph
 	if err := json.Unmarshal(raw, &g); err != nil {
-		return nil, fmt.Errorf("graph %s: %w", e.Graph, err)
+		return graph.Graph{}, fmt.Errorf("graph %s: %w", e.Graph, err)
+	}
+	return g, nil
+}
+
+// checkMachine refuses the power state of a machine that the environment does
+// not have.
+func checkMachine(ctx context.Context, p *environment.SetPower, c *call) error {
+	if p.Machine == "" || c.door.reads == nil {
+		return nil
+	}
+	return c.atTipWith(ctx, func(v *projections.View) error {
+		g, err := c.graphOf(ctx, v, p.Environment)
+		if err != nil {
+			return err
+		}
+		if n, ok := g.Node(p.Machine); !ok || n.Type != graph.Machine {
+			return aggregates.RefuseAs(aggregates.NotFound, "machine-unknown", "the environment has no machine %q", p.Machine).
+				WithNext("tombolo env show %s", p.Environment)
+		}
+		return nil
+	})
+}
+
+// resourcesOf reads what is region-bound in an environment.
+func (c *call) resourcesOf(ctx context.Context, view *projections.View, source events.Source) (map[string]events.ResourceRef, error) {
+	g, err := c.graphOf(ctx, view, source.Environment)
+	if err != nil {
+		return nil, err
 	}
 	out := map[string]events.ResourceRef{}
 	for _, r := range g.Resources() {

@@ -172,18 +172,28 @@ func (d *Door) admit(ctx context.Context, r Request) (*call, error) {
 	if err := v.bind(ctx, r.Body, c); err != nil {
 		return nil, err
 	}
-	verdict := d.access.Decide(policies.AccessInput{
-		Actor: policies.Actor{Account: string(r.From.Actor.Account), User: string(r.From.Actor.User),
-			Role: string(r.From.Role), Region: string(r.From.Region)},
-		Account: string(r.Account), Kind: string(v.Kind), Verb: v.Name, Region: string(c.region),
-	})
-	if verdict.Failed {
-		d.log.Error("the access policy failed", "command", v.String(), "why", verdict.Why)
-	}
-	if !verdict.Allowed {
-		return nil, aggregates.RefuseAs(aggregates.Denied, "access-denied", "%s: %s", v, verdict.Why)
+	for _, needed := range append([]string{v.Name}, c.also...) {
+		if err := d.may(r, v.Kind, needed, c.region); err != nil {
+			return nil, err
+		}
 	}
 	return c, nil
+}
+
+// may asks the access policy whether the sender may send a command.
+func (d *Door) may(r Request, kind events.Kind, verb string, region events.RegionID) error {
+	verdict := d.access.Decide(policies.AccessInput{
+		Actor: policies.Actor{Account: string(r.From.Actor.Account), User: string(r.From.Actor.User),
+			Role: string(r.From.Role), Region: string(r.From.Region), Permissions: policies.Granted(r.From.Permissions)},
+		Account: string(r.Account), Kind: string(kind), Verb: verb, Region: string(region),
+	})
+	if verdict.Failed {
+		d.log.Error("the access policy failed", "command", string(kind)+"."+verb, "why", verdict.Why)
+	}
+	if !verdict.Allowed {
+		return aggregates.RefuseAs(aggregates.Denied, "access-denied", "%s.%s: %s", kind, verb, verdict.Why)
+	}
+	return nil
 }
 
 func (d *Door) verbsOf(k events.Kind) []string {

@@ -60,6 +60,9 @@ func instantiateTemplate() Verb {
 				}
 			}
 			c.region = r.Region
+			if r.KeepCopy {
+				c.also = []string{"set-regions"} // which it comes to
+			}
 			i := instantiation{call: c, request: r}
 			c.run = i.run
 			c.plan = func(ctx context.Context) (any, error) { return i.decide(ctx) }

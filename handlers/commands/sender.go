@@ -48,6 +48,8 @@ type Identity struct {
 	Actor  events.Actor
 	Role   events.Role
 	Region events.RegionID // agents only
+	// Permissions are the commands that a member may send.
+	Permissions []string
 }
 
 // System is the control plane itself.

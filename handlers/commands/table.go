@@ -2,7 +2,9 @@ package commands
 
 import (
 	"context"
+	"strings"
 
+	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/account"
 	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
@@ -33,7 +35,7 @@ func table() []Verb {
 			starts(func(c *template.Delete) *events.OperationID { return &c.Operation })),
 
 		createEnvironment(),
-		direct[environment.SetPower]("environment", "set-power", "Declare the power state of one machine, or of all."),
+		direct("environment", "set-power", "Declare the power state of one machine, or of all.", fill[environment.SetPower]{check: checkMachine}),
 		direct("environment", "delete", "Delete the environment.",
 			starts(func(c *environment.Delete) *events.OperationID { return &c.Operation })),
 
@@ -69,7 +71,7 @@ func table() []Verb {
 		direct[pool.Revoke]("pool", "revoke", "Take back a lease that was granted by hand."),
 
 		direct[account.Create]("account", "create", "Make a tenant."),
-		direct[account.AddUser]("account", "add-user", "Let a credential act for the account."),
+		direct("account", "add-user", "Let a credential act for the account.", fill[account.AddUser]{check: checkPermissions}),
 		direct[account.RemoveUser]("account", "remove-user", "Void a user's credential."),
 	}
 }
@@ -77,6 +79,19 @@ func table() []Verb {
 // ours are the kinds that belong to no tenant: commanded under account None.
 func ours(k events.Kind) bool {
 	return k == events.KindRegion || k == events.KindPool || k == events.KindAccount
+}
+
+// checkPermissions refuses the permission for a command that there is not: it
+// would be a typing error that nobody notices.
+func checkPermissions(_ context.Context, command *account.AddUser, c *call) error {
+	for _, p := range command.Permissions {
+		if v := c.door.verbs[p]; v == nil || ours(v.Kind) {
+			kind, _, _ := strings.Cut(p, ".")
+			return aggregates.RefuseAs(aggregates.Invalid, "permission-invalid", "there is no command %.80q that a member could be allowed", p).
+				WithNext("a permission is template.delete, for instance; of a %.60q there are: %s", kind, strings.Join(c.door.verbsOf(events.Kind(kind)), ", "))
+		}
+	}
+	return nil
 }
 
 // switchEverywhere is the policy of a replacement that names none.

@@ -39,6 +39,7 @@ type call struct {
 	verb   *Verb
 	origin Origin
 	region events.RegionID // that the command concerns; None
+	also   []string        // other verbs of its kind that the sender has to be allowed
 	run    func(ctx context.Context) (Answer, error)
 	plan   func(ctx context.Context) (any, error) // what run would do; nil where nobody asks
 }

@@ -29,7 +29,7 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, err
 	}
-	if err := j.nameResources(id, &g); err != nil {
+	if err := j.asItIs(ctx, id, &g); err != nil {
 		return events.Result{}, err
 	}
 	m := graph.Manifest{Format: graph.ManifestFormat, Environment: id, Region: j.Region, Depth: graph.ConfigurationData, Graph: g, Order: g.Order()}
@@ -43,14 +43,29 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 	return result, j.dropWork(ctx)
 }
 
-// nameResources puts the values that the environment has into the graph, so
-// that a map in another region says what it replaces.
-func (j *job) nameResources(id events.EnvironmentID, g *graph.Graph) error {
-	view, err := j.agent.feed.Now("environments")
+// asItIs puts into the graph what was decided since it was declared: the values
+// that the environment has, so that a map in another region says what it
+// replaces, and the power states that its machines are declared to have ([0042]).
+// Both are as of the order: what is decided while the disks are stored is not
+// part of what was asked for.
+func (j *job) asItIs(ctx context.Context, id events.EnvironmentID, g *graph.Graph) error {
+	if err := j.agent.feed.WaitFor(ctx, j.Sequence, "environments"); err != nil {
+		return err
+	}
+	view, err := j.agent.feed.AsOf(j.Sequence, "environments")
 	if err != nil {
 		return err
 	}
 	defer view.Close()
+	row, _, err := projections.Environments{}.Environment(view, id)
+	if err != nil {
+		return err
+	}
+	for n := range g.Nodes {
+		if node := &g.Nodes[n]; node.Type == graph.Machine {
+			node.Power = graph.Power(row.PowerOf(node.ID, string(node.Power)))
+		}
+	}
 	substitutions, _, err := projections.Environments{}.Map(view, id)
 	if err != nil {
 		return err

@@ -38,6 +38,15 @@ func (d Dir) Arm(phase string) error {
 	return os.Rename(next, filepath.Join(string(d), "phase"))
 }
 
+// Spend lets a step pass in a phase.
+func (d Dir) Spend(phase, step string) error {
+	dir := filepath.Join(string(d), "spent", phase)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, step), []byte("passes"), 0o600)
+}
+
 // Spent lists the steps that have ended their process, as "phase/step".
 func (d Dir) Spent() ([]string, error) {
 	var out []string
@@ -47,6 +56,9 @@ func (d Dir) Spent() ([]string, error) {
 			return nil
 		}
 		if err == nil && !e.IsDir() {
+			if info, ierr := e.Info(); ierr != nil || info.Size() > 0 {
+				return ierr // it was let pass
+			}
 			out = append(out, strings.TrimPrefix(path, root+"/"))
 		}
 		return err

@@ -162,7 +162,7 @@ func (d directory) identity(ask func(*projections.View) (projections.UserRow, bo
 	if err != nil {
 		return commands.Identity{}, err
 	}
-	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region}, nil
+	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, nil
 }
 
 // ByCredential finds the user of an account by public key.
@@ -196,7 +196,7 @@ func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bo
 	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
 		return projections.Accounts{}.ByToken(v, token)
 	})
-	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok, err
+	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
 }
 
 // busUsers tells the bus who may connect.
@@ -225,9 +225,13 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	if err := errors.Join(os.RemoveAll(p.dir("scratch")), os.MkdirAll(p.dir("scratch"), 0o700)); err != nil {
 		return err
 	}
+	reports, err := newProgress(p.conn)
+	if err != nil {
+		return err
+	}
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
-			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: progress{p.conn},
+			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: reports,
 			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
 			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -62,15 +62,15 @@ func keyOf(dir string, want key) (key, error) {
 	if want.NKey, err = pair.PublicKey(); err != nil {
 		return key{}, err
 	}
-	want.Seed, want.Token = string(seed), newToken()
+	want.Seed, want.Token = string(seed), NewToken()
 	if b, err = json.MarshalIndent(want, "", "  "); err != nil {
 		return key{}, err
 	}
 	return want, contexts.WritePrivate(path, append(b, '\n'))
 }
 
-// newToken is 256 random bits.
-func newToken() string {
+// NewToken is a bearer token: 256 random bits.
+func NewToken() string {
 	var b [32]byte
 	rand.Read(b[:]) // never fails (crypto/rand)
 	return "tmb_" + hex.EncodeToString(b[:])
