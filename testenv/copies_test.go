@@ -130,7 +130,7 @@ func TestCopiesInParallel(t *testing.T) {
 	w.Pools(8)
 	env := w.Create("shop", "beijing", Disk(71, size))
 	others := []string{"chicago", "sydney", "tokyo"}
-	w.Region("beijing").Transfer.Slow(2 * mib)
+	w.Region("beijing").Transfer.Slow(mib) // seconds, beside which the regions' starts do not count
 	number, operation := w.Save(env, "Shop", w.Regions()...)
 	w.Done(operation)
 	together := w.Verified(number, 1, w.Regions()...)

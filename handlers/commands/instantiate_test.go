@@ -20,3 +20,16 @@ func TestInstantiateRefused(t *testing.T) {
 		t.Errorf("%d events, %v", tip, err)
 	}
 }
+
+// A member's permission is for one command, and does not bring what another one
+// would do along with it.
+func TestMembersInstantiateAndNothingElse(t *testing.T) {
+	w := newWorld(t)
+	mia := w.as(t, "mia")
+	const subject = "tombolo.command.acme.template.instantiate"
+	send(t, mia, subject, "m-1", `{"template":"73291467","region":"sydney"}`).wants(t, "catalogue-missing", "409") // allowed, and then decided
+	send(t, mia, subject, "m-2", `{"template":"73291467","region":"sydney","keep_copy":true}`).wants(t, "access-denied", "403")
+	send(t, mia, "tombolo.command.acme.template.delete", "m-3", `{"template":"73291467"}`).wants(t, "access-denied", "403")
+	send(t, mia, "tombolo.command.acme.template.set-regions", "m-4", `{"template":"73291467","add":["sydney"]}`).wants(t, "access-denied", "403")
+	send(t, mia, "tombolo.inbox.acme.template.delete", "m-5", `{"template":"73291467"}`).wants(t, "access-denied", "403")
+}

@@ -80,6 +80,7 @@ func newWorld(t testing.TB) *world {
 	for name, user := range map[string]bus.User{
 		"ann":    {Account: "acme", User: "ann", Role: events.Operator},
 		"bob":    {Account: "acme", User: "bob", Role: events.Reader},
+		"mia":    {Account: "acme", User: "mia", Role: events.Member},
 		"gone":   {Account: "acme", User: "gone", Role: events.Operator}, // the directory knows it no more
 		"eve":    {Account: "other", User: "eve", Role: events.Operator},
 		"root":   {Account: "_", User: "root", Role: events.Administrator},
@@ -98,6 +99,7 @@ func newWorld(t testing.TB) *world {
 	u["key:_/"+public["root"]] = u["actor:_/root"]
 	u["key:acme/"+public["ann"]] = u["actor:acme/ann"]
 	u["key:acme/"+public["bob"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "bob"}, Role: events.Reader}
+	u["key:acme/"+public["mia"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "mia"}, Role: events.Member, Permissions: []string{"template.instantiate"}}
 	u["key:other/"+public["eve"]] = commands.Identity{Actor: events.Actor{Account: "other", User: "eve"}, Role: events.Operator}
 
 	var err error
