@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -41,7 +43,8 @@ type Options struct {
 	// Log receives what Pebble reports; nothing is reported if nil.
 	Log *slog.Logger
 
-	fs vfs.FS // tests crash it
+	fs         vfs.FS // tests crash it
+	tableBytes int    // of a commit that becomes a table of its own
 }
 
 const memTables = 2
@@ -62,6 +65,9 @@ func (o Options) withDefaults() Options {
 	if o.fs == nil {
 		o.fs = vfs.Default
 	}
+	if o.tableBytes == 0 {
+		o.tableBytes = 1 << 20
+	}
 	return o
 }
 
@@ -71,6 +77,10 @@ type Store struct {
 	db      *pebble.DB
 	lock    *pebble.Lock
 	options Options
+	dir     string
+
+	tableOptions sstable.WriterOptions
+	runs         atomic.Uint64 // tables written
 
 	mu        sync.Mutex // guards what follows, and the making of spaces
 	feed      bool
@@ -103,11 +113,35 @@ func open(dir string, lock *pebble.Lock, o Options) (*Store, error) {
 	if err := checkFormat(o.fs, dir); err != nil {
 		return nil, err
 	}
-	db, err := pebble.Open(dir, pebbleOptions(lock, o))
+	if err := removeRuns(o.fs, dir); err != nil {
+		return nil, fmt.Errorf("open reads: %w", err)
+	}
+	p := pebbleOptions(lock, o)
+	p.EnsureDefaults()
+	db, err := pebble.Open(dir, p)
 	if err != nil {
 		return nil, fmt.Errorf("open reads: %w", err)
 	}
-	return &Store{db: db, lock: lock, options: o, consumers: map[string]bool{}}, nil
+	return &Store{db: db, lock: lock, options: o, dir: dir, tableOptions: p.MakeWriterOptions(0, db.TableFormat()), consumers: map[string]bool{}}, nil
+}
+
+// runFiles begins the names of tables that are being written.
+const runFiles = "run-"
+
+// removeRuns removes what a crash left of tables that were not taken in.
+func removeRuns(files vfs.FS, dir string) error {
+	present, err := files.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range present {
+		if strings.HasPrefix(name, runFiles) {
+			if err := files.Remove(files.PathJoin(dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {

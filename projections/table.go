@@ -155,9 +155,11 @@ func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
 	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), t.find(nil), t.find(&row))
 }
 
-// encode gives the row as it is stored; the next encode overwrites it unless it
-// was put in between.
-func (t *Table[R]) encode(w *Batch, row *R) []byte { return t.codec.marshal(w.t.room[:0], row) }
+// encode gives the row as it is stored, until the next encode.
+func (t *Table[R]) encode(w *Batch, row *R) []byte {
+	w.t.room = t.codec.marshal(w.t.room[:0], row)
+	return w.t.room
+}
 
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
@@ -242,25 +244,22 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
 		if slices.Equal(was.own, is.own) && slices.EqualFunc(was.parts[i], is.parts[i], slices.Equal[Key]) {
 			continue // as most changes leave it
 		}
-		rest := binary.AppendUvarint(nil, uint64(len(key)-headLen-len(t.id.name)))
+		var room [binary.MaxVarintLen64]byte
+		rest := binary.AppendUvarint(room[:0], uint64(len(key)-headLen-len(t.id.name)))
 		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
 		for _, e := range before {
 			if !holds(after, e) {
-				if err := w.put(e, nil); err != nil {
-					return err
-				}
+				w.put(id, e, nil)
 			}
 		}
 		for _, e := range after {
 			if !holds(before, e) {
-				if err := w.put(e, rest); err != nil {
-					return err
-				}
+				w.put(id, e, rest)
 			}
 		}
 	}
-	w.t.keep(value)
-	return w.put(key, value)
+	w.put(t.id, key, value)
+	return nil
 }
 
 // entries gives the keys of a row's entries in an index, without heads.
