@@ -2,6 +2,7 @@ package projections
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -27,8 +28,7 @@ type undo struct {
 }
 
 func newTxn(s *Store, bytes int, rows *rowCache, stored func() error) *txn {
-	rows.runs++
-	return &txn{store: s, run: &run{id: rows.runs, arena: make([]byte, 0, bytes), tables: map[runTable]uint16{}}, rows: rows, stored: stored}
+	return &txn{store: s, run: &run{arena: make([]byte, 0, bytes), tables: map[runTable]uint16{}}, rows: rows, stored: stored}
 }
 
 // row gives a current row. The caller must not change its value.
@@ -36,30 +36,30 @@ func (t *txn) row(key []byte) (*cachedRow, error) {
 	if r, ok := t.rows.find(key); ok {
 		return r, nil
 	}
-	value, err := read(t.store.db, key)
-	if err != nil {
-		return nil, err
+	r := &cachedRow{}
+	if k := t.rows.known; k == nil || k.has(key) {
+		var err error
+		if r.value, err = read(t.store.db, key); err != nil {
+			return nil, err
+		}
 	}
-	r := &cachedRow{value: value}
 	t.rows.add(key, r)
 	return r, nil
 }
 
-// put stores a value, or a deletion if it is nil.
-func (t *txn) put(id tableID, space uint32, seq uint64, key, value []byte) {
-	row, ok := t.rows.find(key)
-	if !ok {
-		row = &cachedRow{}
-		t.rows.add(key, row)
+// put stores a value, or a deletion if it is nil. row is what row gave for the
+// key; nil if only scans read it.
+func (t *txn) put(id tableID, space uint32, seq uint64, key, value []byte, row *cachedRow) {
+	value = t.run.add(id, space, seq, key, value)
+	if row == nil {
+		return
+	}
+	if row.value == nil && t.rows.known != nil {
+		t.rows.known.add(key)
 	}
 	t.undo = append(t.undo, undo{row, *row})
-	if row.run == t.run.id {
-		e := &t.run.entries[row.entry]
-		e.current = false
-		e.void = row.entry >= t.begun
-	}
 	t.rows.bytes += len(value)
-	*row = cachedRow{value: t.run.add(id, space, seq, key, value), run: t.run.id, entry: len(t.run.entries) - 1}
+	row.value = value
 }
 
 // next makes what the event did last.
@@ -67,13 +67,8 @@ func (t *txn) next() { t.undo, t.begun = t.undo[:0], len(t.run.entries) }
 
 // rollback takes back what the event did.
 func (t *txn) rollback() error {
-	for i := len(t.undo) - 1; i >= 0; i-- {
-		u := t.undo[i]
+	for _, u := range slices.Backward(t.undo) {
 		*u.row = u.was
-		if u.was.run == t.run.id {
-			e := &t.run.entries[u.was.entry]
-			e.current, e.void = true, false
-		}
 	}
 	t.run.entries = t.run.entries[:t.begun]
 	t.undo = t.undo[:0]
@@ -91,9 +86,6 @@ func (t *txn) iterate(lower, upper []byte) (*pebble.Iterator, error) {
 	}
 	for ; t.scanned < len(t.run.entries); t.scanned++ {
 		e := &t.run.entries[t.scanned]
-		if !e.current {
-			continue
-		}
 		key, value := t.run.keyOf(e), t.run.valueOf(e)
 		var err error
 		if value[0] != 0 {
@@ -158,15 +150,34 @@ func (w *Batch) check(t tableID) error {
 }
 
 func (w *Batch) get(t tableID, key []byte) ([]byte, error) {
-	if err := w.check(t); err != nil {
-		return nil, err
-	}
-	setHead(key, areaCurrent, w.target.space)
-	row, err := w.t.row(key)
+	row, err := w.row(t, key)
 	if err != nil {
 		return nil, err
 	}
 	return row.value, nil
+}
+
+// row is get for one who goes on to put.
+func (w *Batch) row(t tableID, key []byte) (*cachedRow, error) {
+	if err := w.check(t); err != nil {
+		return nil, err
+	}
+	setHead(key, areaCurrent, w.target.space)
+	return w.t.row(key)
+}
+
+// fresh is row where it does not matter what was there.
+func (w *Batch) fresh(t tableID, key []byte) (*cachedRow, error) {
+	if err := w.check(t); err != nil {
+		return nil, err
+	}
+	setHead(key, areaCurrent, w.target.space)
+	row, ok := w.t.rows.find(key)
+	if !ok {
+		row = &cachedRow{}
+		w.t.rows.add(key, row)
+	}
+	return row, nil
 }
 
 func (w *Batch) open(t tableID, lower, upper []byte) (*cursor, error) {
@@ -182,14 +193,15 @@ func (w *Batch) open(t tableID, lower, upper []byte) (*cursor, error) {
 	return &cursor{it: it}, nil
 }
 
-// put stores a value, or a deletion if it is nil. The caller has checked the table.
-func (w *Batch) put(t tableID, key, value []byte) {
+// put stores a value, or a deletion if it is nil. The caller has checked the
+// table; row is what row or fresh gave, nil for what scans alone read.
+func (w *Batch) put(t tableID, key, value []byte, row *cachedRow) {
 	setHead(key, areaCurrent, w.target.space)
 	seq := w.seq
 	if !w.history {
 		seq = 0
 	}
-	w.t.put(t, w.target.space, seq, key, value)
+	w.t.put(t, w.target.space, seq, key, value, row)
 }
 
 // setHead fills in the first bytes of a key that was made by newKey.

@@ -36,6 +36,9 @@ type Follower interface {
 // maxBatchEvents bounds the events of one batch, whatever their size.
 const maxBatchEvents = 1 << 16
 
+// calmCommits is how many small commits say that a folder is not behind any more.
+const calmCommits = 100
+
 // idleRows bounds a generation of the rows that a folder keeps while commits are small, in bytes.
 const idleRows = 1 << 20
 
@@ -55,6 +58,8 @@ type folder struct {
 	w       Batch // over t; here so that it is not made anew for each event
 	rows    *rowCache
 	filled  int             // bytes of the last run
+	behind  bool            // there were large runs
+	calm    int             // commits since the last of them
 	count   int             // events that t holds
 	last    []events.Record // the last ones of them, at least tailEvents if there are so many
 	writing *writing        // the run before t, nil if it is stored and told
@@ -102,6 +107,9 @@ func (f *folder) next() uint64 { return f.at + uint64(f.count) + 1 }
 func (f *folder) apply(r events.Record) (string, error) {
 	if f.rows == nil {
 		f.rows = newRowCache()
+		if f.at == 0 {
+			f.rows.known = newKnownKeys(f.limit)
+		}
 	}
 	if f.t == nil {
 		f.t = newTxn(f.store, f.filled, f.rows, f.wait)
@@ -133,8 +141,10 @@ func (f *folder) commit() error {
 	f.t, f.count, f.last, f.filled, f.at, f.writing = nil, 0, nil, len(t.run.arena), w.position, w
 	large := t.run.size() >= f.store.options.tableBytes
 	if large {
+		f.behind, f.calm = true, 0
 		f.rows.age(f.limit)
 	} else {
+		f.caughtUp()
 		f.rows.age(min(f.limit, idleRows))
 	}
 	if large && f.hurry() {
@@ -143,6 +153,17 @@ func (f *folder) commit() error {
 	}
 	w.write(t)
 	return errors.Join(f.join(), f.settle())
+}
+
+// caughtUp lets go of what only helps a folder that is far behind.
+func (f *folder) caughtUp() {
+	if !f.behind {
+		return
+	}
+	f.store.pacer.hold(false)
+	if f.calm++; f.calm == calmCommits {
+		f.behind, f.rows.known = false, nil
+	}
 }
 
 func (w *writing) write(t *txn) {
@@ -184,8 +205,10 @@ func (f *folder) abandon() error {
 	if f.t != nil {
 		err = f.t.discard()
 	}
+	err = errors.Join(err, f.join())
+	f.caughtUp()
 	f.t, f.count, f.last, f.rows = nil, 0, nil, nil
-	return errors.Join(err, f.join())
+	return err
 }
 
 // pumpLength is how many events may be on their way between a follower and a fold; each is at
@@ -197,7 +220,16 @@ const pumpLength = 256
 const (
 	burstEvents = 64
 	burstPause  = 5 * time.Millisecond
+	tablePause  = 50 * time.Millisecond // where the commit has become large
 )
+
+// pause is how long a burst waits for more.
+func (f *folder) pause() time.Duration {
+	if f.t.run.size() >= f.store.options.tableBytes {
+		return tablePause
+	}
+	return burstPause
+}
 
 // pump follows the journal and folds, committing whenever nothing more is
 // waiting: at the tip that is after each event. It lets the folder settle when idle and when woken.
@@ -232,7 +264,7 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 			waiting = true
 		}
 		if waiting && f.count >= burstEvents {
-			late.Reset(burstPause)
+			late.Reset(f.pause())
 			select {
 			case r, ok = <-records:
 				waiting = false

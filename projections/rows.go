@@ -9,16 +9,12 @@ import "bytes"
 // least one run and every run but the last is stored when one begins.
 type rowCache struct {
 	young, old map[string]*cachedRow
-	bytes      int    // of the young ones
-	runs       uint64 // begun so far
+	bytes      int        // of the young ones
+	known      *knownKeys // nil: all that Pebble has may be there
 }
 
 // cachedRow is a current row.
-type cachedRow struct {
-	value []byte // nil: there is none
-	run   uint64 // that changed it last and has value in its arena; 0: none
-	entry int    // of that run
-}
+type cachedRow struct{ value []byte } // nil: there is none
 
 // cachedRowBytes is about what a cached row takes beside key and value.
 const cachedRowBytes = 128

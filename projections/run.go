@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -10,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -36,8 +36,8 @@ type entry struct {
 	key     uint32 // length
 	value   uint32 // length, with the byte that history has before it: 1, or 0 for a deletion
 	table   uint16
-	current bool // the run holds no later one of its key
-	void    bool // the same event changed the row again
+	current bool // once sorted: the run holds no later one of its key
+	void    bool // once sorted: the same event changed the row again
 }
 
 type runTable struct {
@@ -67,7 +67,7 @@ func (r *run) add(t tableID, space uint32, seq uint64, key, value []byte) []byte
 	}
 	r.arena = append(append(append(r.arena, key...), kind), value...)
 	r.entries = append(r.entries, entry{order: orderOf(key[1+len(head):]), seq: seq, at: uint32(at), key: uint32(len(key)),
-		value: uint32(1 + len(value)), table: table, current: true})
+		value: uint32(1 + len(value)), table: table})
 	if value == nil {
 		return nil
 	}
@@ -107,8 +107,18 @@ func (r *run) sort() {
 		if c := bytes.Compare(r.keyOf(&a)[1:], r.keyOf(&b)[1:]); c != 0 {
 			return c
 		}
-		return cmp.Or(cmp.Compare(b.seq, a.seq), cmp.Compare(b.at, a.at))
+		return cmp.Compare(b.at, a.at)
 	})
+	for i := range r.entries {
+		e := &r.entries[i]
+		same := false
+		if i > 0 {
+			before := &r.entries[i-1]
+			same = before.order == e.order && before.table == e.table && bytes.Equal(r.keyOf(before), r.keyOf(e))
+			e.void = same && before.seq == e.seq
+		}
+		e.current = !same
+	}
 }
 
 // writer is what a run is written to: a batch, or a table of its own.
@@ -174,6 +184,40 @@ type tableWriter struct{ *sstable.Writer }
 func (t tableWriter) set(key, value []byte) error { return t.Set(key, value) }
 func (t tableWriter) remove(key []byte) error     { return t.Delete(key) }
 
+// tableFile is an objstorage.Writable over a file. Pebble's own writes four
+// kilobytes at a time.
+type tableFile struct {
+	file vfs.File
+	*bufio.Writer
+}
+
+const tableFileBuffer = 256 << 10
+
+// Write see objstorage.Writable.
+func (f *tableFile) Write(p []byte) error {
+	_, err := f.Writer.Write(p)
+	return err
+}
+
+// StartMetadataPortion see objstorage.Writable.
+func (f *tableFile) StartMetadataPortion() error { return nil }
+
+// Finish makes the file last.
+func (f *tableFile) Finish() error {
+	err := f.Flush()
+	if err == nil {
+		err = f.file.Sync()
+	}
+	return errors.Join(err, f.file.Close())
+}
+
+// Abort closes the file, which is removed then.
+func (f *tableFile) Abort() { _ = f.file.Close() }
+
+// mostSublevels is how many tables may lie above each other until they are
+// merged, however far behind a feed is: each read looks into all of them.
+const mostSublevels = 32
+
 // write stores the run, all of it or nothing. A large one becomes a table of its
 // own: the write-ahead log, the memtable and its flush would each handle every
 // row once more.
@@ -196,7 +240,7 @@ func (s *Store) write(r *run) error {
 	if err != nil {
 		return err
 	}
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(file), s.tableOptions)
+	w := sstable.NewWriter(&tableFile{file: file, Writer: bufio.NewWriterSize(file, tableFileBuffer)}, s.tableOptions)
 	err = errors.Join(r.writeTo(tableWriter{w}), w.Close())
 	if err == nil {
 		err = s.db.Ingest(context.Background(), []string{path}) // and removes the file
@@ -204,5 +248,6 @@ func (s *Store) write(r *run) error {
 	if err != nil {
 		return errors.Join(err, s.options.fs.Remove(path))
 	}
+	s.pacer.hold(s.db.Metrics().Levels[0].Sublevels < mostSublevels)
 	return nil
 }

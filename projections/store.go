@@ -78,6 +78,7 @@ type Store struct {
 	lock    *pebble.Lock
 	options Options
 	dir     string
+	pacer   *pacer
 
 	tableOptions sstable.WriterOptions
 	runs         atomic.Uint64 // tables written
@@ -116,13 +117,15 @@ func open(dir string, lock *pebble.Lock, o Options) (*Store, error) {
 	if err := removeRuns(o.fs, dir); err != nil {
 		return nil, fmt.Errorf("open reads: %w", err)
 	}
+	pace := &pacer{}
 	p := pebbleOptions(lock, o)
+	p.Experimental.CompactionScheduler = pace
 	p.EnsureDefaults()
 	db, err := pebble.Open(dir, p)
 	if err != nil {
 		return nil, fmt.Errorf("open reads: %w", err)
 	}
-	return &Store{db: db, lock: lock, options: o, dir: dir, tableOptions: p.MakeWriterOptions(0, db.TableFormat()), consumers: map[string]bool{}}, nil
+	return &Store{db: db, lock: lock, options: o, dir: dir, pacer: pace, tableOptions: p.MakeWriterOptions(0, db.TableFormat()), consumers: map[string]bool{}}, nil
 }
 
 // runFiles begins the names of tables that are being written.
@@ -154,6 +157,7 @@ func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: memTables,
 		L0CompactionThreshold:       8,
+		L0StopWritesThreshold:       4 * mostSublevels,
 		LBaseMaxBytes:               8 * int64(o.MemTableBytes), // fewer levels, so rows are rewritten less often
 		MaxOpenFiles:                500,
 		Logger:                      pebbleLog{o.Log},

@@ -123,24 +123,26 @@ func (t *Table[R]) decode(value []byte) (row R, err error) {
 func (t *Table[R]) Put(w *Batch, row R) error {
 	value := t.encode(w, &row)
 	key := t.rowKey(t.key(row))
-	old, err := w.get(t.id, key)
-	if err != nil || bytes.Equal(old, value) {
+	old, err := w.row(t.id, key)
+	if err != nil || bytes.Equal(old.value, value) {
 		return err
 	}
-	was, err := t.indexed(old)
+	was, err := t.indexed(old.value)
 	if err != nil {
 		return err
 	}
-	return t.store(w, key, value, was, t.find(&row))
+	return t.store(w, key, value, old, was, t.find(&row))
 }
 
 // replace is Put of a row that every event makes anew, in a table without
 // indexes: what was there does not matter, so it is not read.
 func replace[R any](t *Table[R], w *Batch, row R) error {
-	if err := w.check(t.id); err != nil {
+	key := t.rowKey(t.key(row))
+	old, err := w.fresh(t.id, key)
+	if err != nil {
 		return err
 	}
-	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), found{}, found{})
+	return t.store(w, key, t.encode(w, &row), old, found{}, found{})
 }
 
 // create stores the row that an event makes. That of an aggregate's first event
@@ -149,10 +151,12 @@ func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
 	if r.Revision != 1 {
 		return t.Put(w, row)
 	}
-	if err := w.check(t.id); err != nil {
+	key := t.rowKey(t.key(row))
+	old, err := w.fresh(t.id, key)
+	if err != nil {
 		return err
 	}
-	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), t.find(nil), t.find(&row))
+	return t.store(w, key, t.encode(w, &row), old, t.find(nil), t.find(&row))
 }
 
 // encode gives the row as it is stored, until the next encode.
@@ -164,45 +168,45 @@ func (t *Table[R]) encode(w *Batch, row *R) []byte {
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
 	k := t.rowKey(key)
-	old, err := w.get(t.id, k)
-	if err != nil || old == nil {
+	old, err := w.row(t.id, k)
+	if err != nil || old.value == nil {
 		return err
 	}
-	was, err := t.indexed(old)
+	was, err := t.indexed(old.value)
 	if err != nil {
 		return err
 	}
-	return t.store(w, k, nil, was, t.find(nil))
+	return t.store(w, k, nil, old, was, t.find(nil))
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
 // edit changed that. CodeRowMissing if it is not there.
 func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	k := t.rowKey(key)
-	old, err := w.get(t.id, k)
+	old, err := w.row(t.id, k)
 	if err != nil {
 		return err
 	}
-	if old == nil {
+	if old.value == nil {
 		return fail(CodeRowMissing, nil, "table %s of %s has no row %q", t.id.name, t.id.projection, key)
 	}
-	row, err := t.decode(old)
+	row, err := t.decode(old.value)
 	if err != nil {
 		return err
 	}
 	was := t.find(&row) // before edit, which may write to what the row refers to
 	edit(&row)
 	if !slices.Equal(t.key(row), key) {
-		if err := t.store(w, k, nil, was, t.find(nil)); err != nil {
+		if err := t.store(w, k, nil, old, was, t.find(nil)); err != nil {
 			return err
 		}
 		return t.Put(w, row)
 	}
 	value := t.encode(w, &row)
-	if bytes.Equal(old, value) {
+	if bytes.Equal(old.value, value) {
 		return nil
 	}
-	return t.store(w, k, value, was, t.find(&row))
+	return t.store(w, k, value, old, was, t.find(&row))
 }
 
 // found is where the indexes find a row: its parts in each of them, and its own key.
@@ -236,7 +240,7 @@ func (t *Table[R]) indexed(stored []byte) (found, error) {
 }
 
 // store writes a row, or its deletion, and brings its index entries from was to is.
-func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
+func (t *Table[R]) store(w *Batch, key, value []byte, row *cachedRow, was, is found) error {
 	for i, id := range t.indexIDs {
 		if err := w.check(id); err != nil {
 			return err
@@ -249,16 +253,16 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
 		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
 		for _, e := range before {
 			if !holds(after, e) {
-				w.put(id, e, nil)
+				w.put(id, e, nil, nil)
 			}
 		}
 		for _, e := range after {
 			if !holds(before, e) {
-				w.put(id, e, rest)
+				w.put(id, e, rest, nil)
 			}
 		}
 	}
-	w.put(t.id, key, value)
+	w.put(t.id, key, value, row)
 	return nil
 }
 

@@ -138,7 +138,7 @@ func followed(b *testing.B, j journal.Journal, n int) float64 {
 }
 
 // rebuild folds the whole set into a new store, and gives the events per second.
-func rebuild(b *testing.B, j journal.Journal, n int) float64 {
+func rebuild(b *testing.B, j projections.Follower, n int) float64 {
 	store, err := projections.Open(b.TempDir(), projections.Options{})
 	check(b, err)
 	begun := time.Now()
