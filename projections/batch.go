@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 
@@ -16,6 +17,7 @@ type txn struct {
 	stored  func() error  // waits until the runs before this one are in Pebble
 	room    []byte        // where the next row is encoded
 	undo    []undo        // what the event changed, in order
+	lent    []*cachedRow  // whose values lie in the run
 	begun   int           // entries of the run before the event
 	scratch *pebble.Batch // indexed: rows as the last scan saw them; never committed
 	scanned int           // entries of the run that scratch has
@@ -27,8 +29,8 @@ type undo struct {
 	was cachedRow
 }
 
-func newTxn(s *Store, bytes int, rows *rowCache, stored func() error) *txn {
-	return &txn{store: s, run: &run{arena: make([]byte, 0, bytes), tables: map[runTable]uint16{}}, rows: rows, stored: stored}
+func newTxn(s *Store, r *run, rows *rowCache, stored func() error) *txn {
+	return &txn{store: s, run: r, rows: rows, stored: stored}
 }
 
 // row gives a current row. The caller must not change its value.
@@ -58,8 +60,20 @@ func (t *txn) put(id tableID, space uint32, seq uint64, key, value []byte, row *
 		t.rows.known.add(key)
 	}
 	t.undo = append(t.undo, undo{row, *row})
-	t.rows.bytes += len(value)
-	row.value = value
+	t.rows.bytes += len(value) - len(row.value)
+	if !row.lent {
+		t.lent = append(t.lent, row)
+	}
+	*row = cachedRow{value, true}
+}
+
+// settle gives the rows that the txn changed values of their own, so that the
+// run can go.
+func (t *txn) settle() {
+	for _, row := range t.lent {
+		*row = cachedRow{value: bytes.Clone(row.value)}
+	}
+	t.lent = nil
 }
 
 // next makes what the event did last.

@@ -57,7 +57,7 @@ type folder struct {
 	t       *txn
 	w       Batch // over t; here so that it is not made anew for each event
 	rows    *rowCache
-	filled  int             // bytes of the last run
+	spare   *run            // to be filled next
 	behind  bool            // there were large runs
 	calm    int             // commits since the last of them
 	count   int             // events that t holds
@@ -67,6 +67,7 @@ type folder struct {
 
 // writing is a run on its way to the store.
 type writing struct {
+	run      *run
 	position uint64
 	last     []events.Record
 	done     chan struct{} // closed when err is there
@@ -112,7 +113,11 @@ func (f *folder) apply(r events.Record) (string, error) {
 		}
 	}
 	if f.t == nil {
-		f.t = newTxn(f.store, f.filled, f.rows, f.wait)
+		if f.spare == nil {
+			f.spare = newRun()
+		}
+		f.t = newTxn(f.store, f.spare, f.rows, f.wait)
+		f.spare = nil
 	}
 	for i := range f.targets {
 		g := &f.targets[i]
@@ -130,7 +135,7 @@ func (f *folder) commit() error {
 	if f.count == 0 {
 		return nil
 	}
-	t, w := f.t, &writing{position: f.at + uint64(f.count), last: f.last, done: make(chan struct{})}
+	t, w := f.t, &writing{run: f.t.run, position: f.at + uint64(f.count), last: f.last, done: make(chan struct{})}
 	var err error
 	if t.run.mark, t.run.position, err = f.mark(w.position); err != nil {
 		return err
@@ -138,7 +143,8 @@ func (f *folder) commit() error {
 	if err := f.join(); err != nil {
 		return err
 	}
-	f.t, f.count, f.last, f.filled, f.at, f.writing = nil, 0, nil, len(t.run.arena), w.position, w
+	t.settle()
+	f.t, f.count, f.last, f.at, f.writing = nil, 0, nil, w.position, w
 	large := t.run.size() >= f.store.options.tableBytes
 	if large {
 		f.behind, f.calm = true, 0
@@ -162,7 +168,7 @@ func (f *folder) caughtUp() {
 	}
 	f.store.pacer.hold(false)
 	if f.calm++; f.calm == calmCommits {
-		f.behind, f.rows.known = false, nil
+		f.behind, f.rows.known, f.spare = false, nil, nil
 	}
 }
 
@@ -192,6 +198,9 @@ func (f *folder) join() error {
 	f.writing = nil
 	if err != nil {
 		return err
+	}
+	if w.run.reset(); f.behind {
+		f.spare = w.run
 	}
 	return f.moved(w.position, w.last)
 }

@@ -1,7 +1,5 @@
 package projections
 
-import "bytes"
-
 // rowCache holds current rows by key, those that were used last: they are read
 // back without asking Pebble. Rows move from one generation to the next when
 // they are used; when the younger one is full, what is left in the older is
@@ -14,7 +12,10 @@ type rowCache struct {
 }
 
 // cachedRow is a current row.
-type cachedRow struct{ value []byte } // nil: there is none
+type cachedRow struct {
+	value []byte // nil: there is none
+	lent  bool   // value lies in the run that is being filled
+}
 
 // cachedRowBytes is about what a cached row takes beside key and value.
 const cachedRowBytes = 128
@@ -28,7 +29,6 @@ func (c *rowCache) find(key []byte) (*cachedRow, bool) {
 	}
 	r, ok := c.old[string(key)]
 	if ok {
-		r.value = bytes.Clone(r.value) // so that one row does not keep a whole run
 		c.add(key, r)
 	}
 	return r, ok

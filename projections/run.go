@@ -19,7 +19,6 @@ import (
 // the position that they are of. Each is encoded once, whether it is written
 // as a current row, as history, or as both.
 type run struct {
-	id       uint64 // among those of one cache of rows
 	arena    []byte // keys and values
 	entries  []entry
 	tables   map[runTable]uint16
@@ -47,6 +46,14 @@ type runTable struct {
 
 // entryBytes is about what an entry takes beside its key and value.
 const entryBytes = 40
+
+func newRun() *run { return &run{tables: map[runTable]uint16{}} }
+
+// reset empties the run for the next commit.
+func (r *run) reset() {
+	clear(r.tables)
+	*r = run{arena: r.arena[:0], entries: r.entries[:0], tables: r.tables, heads: r.heads[:0]}
+}
 
 // size is about how many bytes the run takes.
 func (r *run) size() int { return len(r.arena) + len(r.entries)*entryBytes }
