@@ -176,13 +176,16 @@ func (w *Batch) row(t tableID, key []byte) (*cachedRow, error) {
 	if err := w.check(t); err != nil {
 		return nil, err
 	}
+	if t.unread {
+		return nil, fail(CodeUndeclared, nil, "%s reads table %s, which it declares unread", w.target.name, t.name)
+	}
 	setHead(key, areaCurrent, w.target.space)
 	return w.t.row(key)
 }
 
-// fresh is row where it does not matter what was there.
+// fresh is row where it does not matter what was there; nil if nobody will ask.
 func (w *Batch) fresh(t tableID, key []byte) (*cachedRow, error) {
-	if err := w.check(t); err != nil {
+	if err := w.check(t); err != nil || t.unread {
 		return nil, err
 	}
 	setHead(key, areaCurrent, w.target.space)

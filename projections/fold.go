@@ -109,7 +109,7 @@ func (f *folder) apply(r events.Record) (string, error) {
 	if f.rows == nil {
 		f.rows = newRowCache()
 		if f.at == 0 {
-			f.rows.known = newKnownKeys(f.limit)
+			f.rows.known = newKnownKeys(f.limit / 2)
 		}
 	}
 	if f.t == nil {
@@ -148,7 +148,7 @@ func (f *folder) commit() error {
 	large := t.run.size() >= f.store.options.tableBytes
 	if large {
 		f.behind, f.calm = true, 0
-		f.rows.age(f.limit)
+		f.rows.age(f.limit * 3 / 4)
 	} else {
 		f.caughtUp()
 		f.rows.age(min(f.limit, idleRows))

@@ -223,7 +223,7 @@ func (f *tableFile) Abort() { _ = f.file.Close() }
 
 // mostSublevels is how many tables may lie above each other until they are
 // merged, however far behind a feed is: each read looks into all of them.
-const mostSublevels = 32
+const mostSublevels = 48
 
 // write stores the run, all of it or nothing. A large one becomes a table of its
 // own: the write-ahead log, the memtable and its flush would each handle every

@@ -38,7 +38,7 @@ type Options struct {
 	// flush when two are full.
 	MemTableBytes uint64
 	// BatchBytes is about how much one batch of a feed that is behind holds before it is
-	// committed; 16 MiB if 0.
+	// committed; 32 MiB if 0.
 	BatchBytes int
 	// Log receives what Pebble reports; nothing is reported if nil.
 	Log *slog.Logger
@@ -57,7 +57,7 @@ func (o Options) withDefaults() Options {
 		o.MemTableBytes = 32 << 20
 	}
 	if o.BatchBytes == 0 {
-		o.BatchBytes = 16 << 20
+		o.BatchBytes = 32 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -162,6 +162,7 @@ func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
 		MaxOpenFiles:                500,
 		Logger:                      pebbleLog{o.Log},
 	}
+	p.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	for i := range p.Levels {
 		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		p.Levels[i].BlockSize = 16 << 10

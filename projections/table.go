@@ -18,7 +18,10 @@ type Reader interface {
 }
 
 // tableID is a table's or an index's name within its projection.
-type tableID struct{ projection, name string }
+type tableID struct {
+	projection, name string
+	unread           bool // its fold never reads it
+}
 
 // newKey begins a key; the head is filled in by the Reader.
 func (t tableID) newKey(parts []string) []byte {
@@ -55,7 +58,7 @@ func (t *Table[R]) indexID(x *Index[R]) tableID {
 			return t.indexIDs[i]
 		}
 	}
-	return tableID{t.id.projection, t.id.name + "." + x.name} // of another table: refused as undeclared
+	return tableID{projection: t.id.projection, name: t.id.name + "." + x.name} // of another table: refused as undeclared
 }
 
 // NewIndex describes an index. Its name must be a token.
@@ -67,9 +70,9 @@ func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
 // row's key follows from the row. It panics on names that are not tokens:
 // those are errors of the program's text.
 func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index[R]) *Table[R] {
-	t := &Table[R]{id: tableID{projection, name}, key: key, indexes: indexes, codec: codecOf[R]()}
+	t := &Table[R]{id: tableID{projection: projection, name: name}, key: key, indexes: indexes, codec: codecOf[R]()}
 	for _, x := range indexes {
-		t.indexIDs = append(t.indexIDs, tableID{projection, name + "." + x.name})
+		t.indexIDs = append(t.indexIDs, tableID{projection: projection, name: name + "." + x.name})
 	}
 	seen := map[string]bool{}
 	for _, n := range append([]string{projection, name}, names(indexes)...) {
@@ -83,6 +86,13 @@ func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index
 		}
 		seen[id.name] = true
 	}
+	return t
+}
+
+// unread says that the fold stores rows of the table and never looks at them
+// again: they need not be kept for it.
+func unread[R any](t *Table[R]) *Table[R] {
+	t.id.unread = true
 	return t
 }
 
@@ -148,7 +158,7 @@ func replace[R any](t *Table[R], w *Batch, row R) error {
 // create stores the row that an event makes. That of an aggregate's first event
 // cannot be there yet, so nothing is read to find out; one that may be is Put.
 func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
-	if r.Revision != 1 {
+	if r.Revision != 1 && !t.id.unread {
 		return t.Put(w, row)
 	}
 	key := t.rowKey(t.key(row))
