@@ -74,7 +74,7 @@ func (c *Consumer) Commit(seq uint64, write func(*Batch) error) error {
 	if seq <= c.position {
 		return fail(CodeOutOfOrder, nil, "%s is at position %d already, event %d cannot be committed", c.target.name, c.position, seq)
 	}
-	t := newTxn(c.store, newRun(), newRowCache(), func() error { return nil })
+	t := newTxn(c.store, newRun(0), newRowCache(), func() error { return nil })
 	if err := c.fill(t, seq, write); err != nil {
 		if e := t.discard(); e != nil {
 			return fmt.Errorf("%w (and the batch was not closed: %v)", err, e)
@@ -117,7 +117,7 @@ func (c *Consumer) View() (*View, error) {
 func (c *Consumer) Amend(write func(*Batch) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t := newTxn(c.store, newRun(), newRowCache(), func() error { return nil })
+	t := newTxn(c.store, newRun(0), newRowCache(), func() error { return nil })
 	if err := c.fill(t, c.position, write); err != nil {
 		if e := t.discard(); e != nil {
 			return fmt.Errorf("%w (and the batch was not closed: %v)", err, e)

@@ -114,7 +114,11 @@ func (f *folder) apply(r events.Record) (string, error) {
 	}
 	if f.t == nil {
 		if f.spare == nil {
-			f.spare = newRun()
+			size := 0
+			if f.behind {
+				size = f.limit // so that it need not grow
+			}
+			f.spare = newRun(size)
 		}
 		f.t = newTxn(f.store, f.spare, f.rows, f.wait)
 		f.spare = nil
@@ -148,7 +152,7 @@ func (f *folder) commit() error {
 	large := t.run.size() >= f.store.options.tableBytes
 	if large {
 		f.behind, f.calm = true, 0
-		f.rows.age(f.limit * 3 / 4)
+		f.rows.age(f.limit / 2)
 	} else {
 		f.caughtUp()
 		f.rows.age(min(f.limit, idleRows))

@@ -47,7 +47,9 @@ type runTable struct {
 // entryBytes is about what an entry takes beside its key and value.
 const entryBytes = 40
 
-func newRun() *run { return &run{tables: map[runTable]uint16{}} }
+func newRun(bytes int) *run {
+	return &run{arena: make([]byte, 0, bytes), tables: map[runTable]uint16{}}
+}
 
 // reset empties the run for the next commit.
 func (r *run) reset() {
@@ -223,7 +225,7 @@ func (f *tableFile) Abort() { _ = f.file.Close() }
 
 // mostSublevels is how many tables may lie above each other until they are
 // merged, however far behind a feed is: each read looks into all of them.
-const mostSublevels = 48
+const mostSublevels = 64
 
 // write stores the run, all of it or nothing. A large one becomes a table of its
 // own: the write-ahead log, the memtable and its flush would each handle every

@@ -38,7 +38,7 @@ type Options struct {
 	// flush when two are full.
 	MemTableBytes uint64
 	// BatchBytes is about how much one batch of a feed that is behind holds before it is
-	// committed; 32 MiB if 0.
+	// committed; 24 MiB if 0.
 	BatchBytes int
 	// Log receives what Pebble reports; nothing is reported if nil.
 	Log *slog.Logger
@@ -57,7 +57,7 @@ func (o Options) withDefaults() Options {
 		o.MemTableBytes = 32 << 20
 	}
 	if o.BatchBytes == 0 {
-		o.BatchBytes = 32 << 20
+		o.BatchBytes = 24 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
