@@ -36,20 +36,21 @@ func (c Catalogue) Near(r Reader, account events.AccountID, number events.Templa
 	}
 	out := Nearness{Bytes: s.versions[version].Bytes, Holders: []events.RegionID{}}
 	var received int64
-	for _, i := range s.instances {
-		shown := s.show(i)
-		if i.Region == region && shown.State == InstanceBehind && version == s.template.Active {
+	for k := range s.instances {
+		i := &s.instances[k]
+		state := s.state(i)
+		if i.Region == region && state == InstanceBehind && version == s.template.Active {
 			out.Behind = true
 		}
-		if i.Version != version || shown.State == InstanceRemoved {
+		if i.Version != version || state == InstanceRemoved {
 			continue
 		}
 		if i.Region == region {
-			out.Instance, out.State, out.Cause = i.ID, shown.State, i.Cause
-			out.Held = i.Verified && shown.State != InstanceRemoving
+			out.Instance, out.State, out.Cause = i.ID, state, i.Cause
+			out.Held = i.Verified && state != InstanceRemoving
 			continue
 		}
-		if i.Verified && shown.State != InstanceRemoving {
+		if i.Verified && state != InstanceRemoving {
 			out.Holders = append(out.Holders, i.Region)
 			received = max(received, i.Received)
 		}

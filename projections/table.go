@@ -122,10 +122,15 @@ func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
 }
 
 func (t *Table[R]) decode(value []byte) (row R, err error) {
-	if err := t.codec.unmarshal(value, &row); err != nil {
-		return row, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+	err = t.decodeTo(value, &row)
+	return row, err
+}
+
+func (t *Table[R]) decodeTo(value []byte, row *R) error {
+	if err := t.codec.unmarshal(value, row); err != nil {
+		return fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
 	}
-	return row, nil
+	return nil
 }
 
 // Put stores a row, in place of the one with the same key. Storing what is
@@ -340,14 +345,15 @@ func (t *Table[R]) Scan(r Reader, q Query[R]) (Page[R], error) {
 	q.Limit++ // one more tells whether there is a next page
 	page := Page[R]{}
 	var last []byte
-	err := t.walk(r, q, func(key []byte, row R) bool {
+	err := t.walk(r, q, func(key, value []byte) (bool, error) {
 		if len(page.Rows) == limit {
 			page.Resume = base64.RawURLEncoding.EncodeToString(last)
-			return false
+			return false, nil
 		}
 		last = append(last[:0], key...)
-		page.Rows = append(page.Rows, row)
-		return true
+		var err error
+		page.Rows, err = t.appendRow(page.Rows, value)
+		return true, err
 	})
 	if err != nil {
 		return Page[R]{}, err
@@ -358,17 +364,43 @@ func (t *Table[R]) Scan(r Reader, q Query[R]) (Page[R], error) {
 // All yields rows one by one, or one error as the last thing.
 func (t *Table[R]) All(r Reader, q Query[R]) iter.Seq2[R, error] {
 	return func(yield func(R, error) bool) {
-		err := t.walk(r, q, func(_ []byte, row R) bool { return yield(row, nil) })
-		if err != nil {
+		over := false
+		err := t.walk(r, q, func(_, value []byte) (bool, error) {
+			row, err := t.decode(value)
+			over = err == nil && !yield(row, nil)
+			return !over, err
+		})
+		if err != nil && !over {
 			var none R
 			yield(none, err)
 		}
 	}
 }
 
-// walk calls each with the rows of q, and with the key (without head) that each
-// was found under.
-func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool) (err error) {
+// gather reads a whole list.
+func gather[R any](t *Table[R], r Reader, q Query[R]) ([]R, error) {
+	const usual = 16 // rows are large: a list that grows copies them
+	out := make([]R, 0, usual)
+	err := t.walk(r, q, func(_, value []byte) (more bool, err error) {
+		out, err = t.appendRow(out, value)
+		return true, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// appendRow appends a row from its stored value.
+func (t *Table[R]) appendRow(rows []R, value []byte) ([]R, error) {
+	var zero R
+	rows = append(rows, zero)
+	return rows, t.decodeTo(value, &rows[len(rows)-1])
+}
+
+// walk calls each with the stored rows of q, and with the key (without head)
+// that each was found under, until each wants no more. Both are valid until it returns.
+func (t *Table[R]) walk(r Reader, q Query[R], each func(key, value []byte) (more bool, err error)) (err error) {
 	id := t.id
 	if q.By != nil {
 		id = t.indexID(q.By)
@@ -410,12 +442,8 @@ func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool)
 				return fmt.Errorf("index %s of %s names a row that is not there", id.name, id.projection)
 			}
 		}
-		row, err := t.decode(value)
-		if err != nil {
+		if more, err := each(c.key(), value); err != nil || !more {
 			return err
-		}
-		if !each(c.key(), row) {
-			return nil
 		}
 	}
 	return c.err()
