@@ -73,7 +73,7 @@ func BenchmarkWhere(b *testing.B) {
 			if n := i / (before + regions); facts == nil || of != n {
 				of, facts = n, copiesOf(n)
 			}
-			return facts[i%(1+regions)]
+			return facts[i%(before+regions)]
 		}
 		i -= first
 		r := known[i%(versioned*regions)/regions][before+i%regions]
