@@ -27,10 +27,10 @@ const formatFile = "FORMAT"
 
 // Options bound a store; the zero value has the defaults. The memory of a store
 // is about CacheBytes, three times MemTableBytes, and four times BatchBytes for
-// the feed (the rows of a batch and of the one before, the Pebble batch made of
-// them, the events) and as much again for all builds together: 224 MiB, and 288
-// while something is built. Beside that are the pumpLength events on their way
-// to each, and while something is built the feed's last tailEvents events.
+// the feed while it is behind (a run that is filled and one that is written, the
+// rows used last, the filter of known keys) and as much again for all builds
+// together: 256 MiB, and 352 while something is built. Beside that are the
+// pumpLength events on their way to each, and their last tailEvents events.
 type Options struct {
 	// CacheBytes is the size of the block cache; 64 MiB if 0.
 	CacheBytes int64
