@@ -118,7 +118,7 @@ func (f *Feed) settle(ctx context.Context, running *sync.WaitGroup, main *folder
 	}
 	if len(ready) > 0 {
 		f.mu.Lock()
-		main.targets = f.live()
+		main.retarget(f.live())
 		f.mu.Unlock()
 	}
 	return nil

@@ -36,7 +36,7 @@ type Follower interface {
 // maxBatchEvents bounds the events of one batch, whatever their size.
 const maxBatchEvents = 1 << 16
 
-// calmCommits is how many small commits say that a folder is not behind any more.
+// calmCommits is how many times a folder had nothing left to fold, which says that a folder is not behind any more.
 const calmCommits = 100
 
 // idleRows bounds a generation of the rows that a folder keeps while commits are small, in bytes.
@@ -59,7 +59,8 @@ type folder struct {
 	rows    *rowCache
 	spare   *run            // to be filled next
 	behind  bool            // there were large runs
-	calm    int             // commits since the last of them
+	calm    int             // times that nothing was left since the last of them
+	strange bool            // others have written to the targets
 	count   int             // events that t holds
 	last    []events.Record // the last ones of them, at least tailEvents if there are so many
 	writing *writing        // the run before t, nil if it is stored and told
@@ -108,7 +109,7 @@ func (f *folder) next() uint64 { return f.at + uint64(f.count) + 1 }
 func (f *folder) apply(r events.Record) (string, error) {
 	if f.rows == nil {
 		f.rows = newRowCache()
-		if f.at == 0 {
+		if f.at == 0 && !f.strange {
 			f.rows.known = newKnownKeys(f.limit / 2)
 		}
 	}
@@ -154,7 +155,6 @@ func (f *folder) commit() error {
 		f.behind, f.calm = true, 0
 		f.rows.age(f.limit / 2)
 	} else {
-		f.caughtUp()
 		f.rows.age(min(f.limit, idleRows))
 	}
 	if large && f.hurry() {
@@ -209,8 +209,21 @@ func (f *folder) join() error {
 	return f.moved(w.position, w.last)
 }
 
-// flush commits, and returns when that is stored.
-func (f *folder) flush() error { return errors.Join(f.commit(), f.join()) }
+// flush commits, and returns when that is stored: nothing more is there to fold.
+func (f *folder) flush() error {
+	err := errors.Join(f.commit(), f.join())
+	f.caughtUp()
+	return err
+}
+
+// retarget makes the folder fold into other spaces, whose rows it does not know.
+func (f *folder) retarget(targets []foldTarget) {
+	f.targets = targets
+	if f.rows != nil {
+		f.rows.known = nil
+	}
+	f.strange = true
+}
 
 // abandon throws away what is not committed, and returns when the rest is stored.
 func (f *folder) abandon() error {
