@@ -191,7 +191,7 @@ func (f *Feed) finish(b *build) error {
 				}
 			}
 		}
-		return fold.flush()
+		return errors.Join(fold.flush(), fold.abandon())
 	}()
 	if err != nil {
 		f.mu.Lock()

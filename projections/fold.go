@@ -36,9 +36,6 @@ type Follower interface {
 // maxBatchEvents bounds the events of one batch, whatever their size.
 const maxBatchEvents = 1 << 16
 
-// calmCommits is how many times a folder had nothing left to fold, which says that a folder is not behind any more.
-const calmCommits = 100
-
 // idleRows bounds a generation of the rows that a folder keeps while commits are small, in bytes.
 const idleRows = 1 << 20
 
@@ -59,7 +56,6 @@ type folder struct {
 	rows    *rowCache
 	spare   *run            // to be filled next
 	behind  bool            // there were large runs
-	calm    int             // times that nothing was left since the last of them
 	strange bool            // others have written to the targets
 	count   int             // events that t holds
 	last    []events.Record // the last ones of them, at least tailEvents if there are so many
@@ -152,7 +148,7 @@ func (f *folder) commit() error {
 	f.t, f.count, f.last, f.at, f.writing = nil, 0, nil, w.position, w
 	large := t.run.size() >= f.store.options.tableBytes
 	if large {
-		f.behind, f.calm = true, 0
+		f.behind = true
 		f.rows.age(f.limit / 2)
 	} else {
 		f.rows.age(min(f.limit, idleRows))
@@ -167,12 +163,9 @@ func (f *folder) commit() error {
 
 // caughtUp lets go of what only helps a folder that is far behind.
 func (f *folder) caughtUp() {
-	if !f.behind {
-		return
-	}
-	f.store.pacer.hold(false)
-	if f.calm++; f.calm == calmCommits {
+	if f.behind {
 		f.behind, f.rows.known, f.spare = false, nil, nil
+		f.store.pacer.hold(false)
 	}
 }
 
@@ -209,12 +202,8 @@ func (f *folder) join() error {
 	return f.moved(w.position, w.last)
 }
 
-// flush commits, and returns when that is stored: nothing more is there to fold.
-func (f *folder) flush() error {
-	err := errors.Join(f.commit(), f.join())
-	f.caughtUp()
-	return err
-}
+// flush commits, and returns when that is stored.
+func (f *folder) flush() error { return errors.Join(f.commit(), f.join()) }
 
 // retarget makes the folder fold into other spaces, whose rows it does not know.
 func (f *folder) retarget(targets []foldTarget) {
@@ -247,6 +236,7 @@ const (
 	burstEvents = 64
 	burstPause  = 5 * time.Millisecond
 	tablePause  = 50 * time.Millisecond // where the commit has become large
+	restPause   = time.Second           // without any event, a folder has caught up
 )
 
 // pause is how long a burst waits for more.
@@ -312,6 +302,9 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		if err := f.settle(); err != nil {
 			return err
 		}
+		if late.Stop(); f.behind {
+			late.Reset(restPause)
+		}
 		select {
 		case r, ok := <-records:
 			if !ok {
@@ -321,6 +314,8 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 				return err
 			}
 		case <-wake:
+		case <-late.C:
+			f.caughtUp()
 		}
 	}
 }
