@@ -45,12 +45,14 @@ func (a Aggregate) Validate() error {
 
 // ParseSubject is the inverse of Subject.
 func ParseSubject(subject string) (Aggregate, error) {
-	rest, ok := strings.CutPrefix(subject, SubjectPrefix)
-	parts := strings.Split(rest, ".")
-	if !ok || len(parts) != 4 {
+	rest, ours := strings.CutPrefix(subject, SubjectPrefix)
+	account, rest, _ := strings.Cut(rest, ".")
+	region, rest, _ := strings.Cut(rest, ".")
+	kind, id, four := strings.Cut(rest, ".")
+	if !ours || !four || strings.Contains(id, ".") {
 		return Aggregate{}, fmt.Errorf("subject %q is not %s<account>.<region>.<kind>.<id>", subject, SubjectPrefix)
 	}
-	a := Aggregate{AccountID(parts[0]), RegionID(parts[1]), Kind(parts[2]), parts[3]}
+	a := Aggregate{AccountID(account), RegionID(region), Kind(kind), id}
 	return a, a.Validate()
 }
 

@@ -8,127 +8,124 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// txn collects what one commit will hold. Current rows are kept apart until
-// then: a row that many events of a batch change is written once, and is read
-// back without asking Pebble.
+// txn collects what one commit will hold, event by event: one that fails leaves
+// nothing behind.
 type txn struct {
-	db      *pebble.DB
-	out     *pebble.Batch // history and the store's own records
-	rows    rowCache
-	older   rowCache      // of the commit before: what it holds need not be read
+	store   *Store
+	run     *run
+	rows    *rowCache
+	stored  func() error  // waits until the runs before this one are in Pebble
 	room    []byte        // where the next row is encoded
+	undo    []undo        // what the event changed, in order
+	lent    []*cachedRow  // whose values lie in the run
+	begun   int           // entries of the run before the event
 	scratch *pebble.Batch // indexed: rows as the last scan saw them; never committed
-	unseen  []string      // keys of rows that scratch does not have yet
-	bytes   int
+	scanned int           // entries of the run that scratch has
 }
 
-// rowCache holds current rows by key.
-type rowCache map[string]cachedRow
-
-type cachedRow struct {
-	value   []byte // nil: there is none
-	changed bool   // since the last commit
+// undo is a row as it was before a change.
+type undo struct {
+	row *cachedRow
+	was cachedRow
 }
 
-// roomBytes is how much room for rows is made at once.
-const roomBytes = 64 << 10
-
-// newTxn begins a commit of about so many bytes.
-func newTxn(db *pebble.DB, bytes int, rows, older rowCache) *txn {
-	return &txn{db: db, out: db.NewBatchWithSize(bytes), rows: rows, older: older}
+func newTxn(s *Store, r *run, rows *rowCache, stored func() error) *txn {
+	return &txn{store: s, run: r, rows: rows, stored: stored}
 }
 
-// get gives a current row, nil if there is none. The caller must not change it.
-func (t *txn) get(key []byte) ([]byte, error) {
-	if r, ok := t.rows[string(key)]; ok {
-		return r.value, nil
+// row gives a current row. The caller must not change its value.
+func (t *txn) row(key []byte) (*cachedRow, error) {
+	if r, ok := t.rows.find(key); ok {
+		return r, nil
 	}
-	r, ok := t.older[string(key)]
-	if !ok {
+	r := &cachedRow{}
+	if k := t.rows.known; k == nil || k.has(key) {
 		var err error
-		if r.value, err = read(t.db, key); err != nil {
+		if r.value, err = read(t.store.db, key); err != nil {
 			return nil, err
 		}
 	}
-	t.rows[string(key)] = cachedRow{value: r.value}
-	t.bytes += len(key) + len(r.value)
-	return r.value, nil
+	t.rows.add(key, r)
+	return r, nil
 }
 
-func (t *txn) put(key, value []byte) {
-	k := string(key)
-	if t.scratch != nil {
-		t.unseen = append(t.unseen, k)
+// put stores a value, or a deletion if it is nil. row is what row gave for the
+// key; nil if only scans read it.
+func (t *txn) put(id tableID, space uint32, seq uint64, key, value []byte, row *cachedRow) {
+	value = t.run.add(id, space, seq, key, value)
+	if row == nil {
+		return
 	}
-	t.rows[k] = cachedRow{value, true}
-	t.bytes += len(key) + len(value)
+	if row.value == nil && t.rows.known != nil {
+		t.rows.known.add(key)
+	}
+	t.undo = append(t.undo, undo{row, *row})
+	t.rows.bytes += len(value) - len(row.value)
+	if !row.lent {
+		t.lent = append(t.lent, row)
+	}
+	*row = cachedRow{value, true}
 }
 
-// keep makes the encoded row last.
-func (t *txn) keep(value []byte) {
-	if len(value) <= cap(t.room) {
-		t.room = t.room[len(value):len(value)]
+// settle gives the rows that the txn changed values of their own, so that the
+// run can go.
+func (t *txn) settle() {
+	for _, row := range t.lent {
+		*row = cachedRow{value: bytes.Clone(row.value)}
 	}
-	if cap(t.room) < roomBytes/32 {
-		t.room = make([]byte, 0, roomBytes)
+	t.lent = nil
+}
+
+// next makes what the event did last.
+func (t *txn) next() { t.undo, t.begun = t.undo[:0], len(t.run.entries) }
+
+// rollback takes back what the event did.
+func (t *txn) rollback() error {
+	for _, u := range slices.Backward(t.undo) {
+		*u.row = u.was
 	}
+	t.run.entries = t.run.entries[:t.begun]
+	t.undo = t.undo[:0]
+	return t.discard()
 }
 
 // iterate gives an iterator over current rows that sees those of this txn, as
 // they are now.
 func (t *txn) iterate(lower, upper []byte) (*pebble.Iterator, error) {
 	if t.scratch == nil {
-		t.scratch = t.db.NewIndexedBatch()
-		for k, r := range t.rows {
-			if r.changed {
-				t.unseen = append(t.unseen, k)
-			}
+		if err := t.stored(); err != nil {
+			return nil, err
 		}
+		t.scratch = t.store.db.NewIndexedBatch()
 	}
-	for _, k := range t.unseen {
-		if err := write(t.scratch, k, t.rows[k].value); err != nil {
+	for ; t.scanned < len(t.run.entries); t.scanned++ {
+		e := &t.run.entries[t.scanned]
+		key, value := t.run.keyOf(e), t.run.valueOf(e)
+		var err error
+		if value[0] != 0 {
+			err = t.scratch.Set(key, value[1:], nil)
+		} else {
+			err = t.scratch.Delete(key, nil)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
-	t.unseen = t.unseen[:0]
 	return t.scratch.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 }
 
-func write(b *pebble.Batch, key string, value []byte) error {
-	if value == nil {
-		return b.Delete([]byte(key), nil)
-	}
-	op := b.SetDeferred(len(key), len(value))
-	copy(op.Key, key)
-	copy(op.Value, value)
-	return op.Finish()
-}
-
-// commit writes everything in one batch and ends the txn.
-func (t *txn) commit() error {
-	keys := make([]string, 0, len(t.rows))
-	for k, r := range t.rows {
-		if r.changed {
-			keys = append(keys, k)
-		}
-	}
-	slices.Sort(keys) // Pebble takes what is in order faster
-	for _, k := range keys {
-		if err := write(t.out, k, t.rows[k].value); err != nil {
-			return errors.Join(err, t.discard())
-		}
-	}
-	return errors.Join(t.out.Commit(pebble.NoSync), t.discard())
-}
-
-// discard ends the txn.
+// discard lets go of what scans needed.
 func (t *txn) discard() error {
-	err := t.out.Close()
-	if t.scratch != nil {
-		err = errors.Join(err, t.scratch.Close())
+	if t.scratch == nil {
+		return nil
 	}
+	err := t.scratch.Close()
+	t.scratch, t.scanned = nil, 0
 	return err
 }
+
+// commit writes everything at once and ends the txn.
+func (t *txn) commit() error { return errors.Join(t.discard(), t.store.write(t.run)) }
 
 // read gets a value and copies it; nil if there is none.
 func read(from pebble.Reader, key []byte) ([]byte, error) {
@@ -139,7 +136,7 @@ func read(from pebble.Reader, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return bytes.Clone(v), closer.Close()
+	return append(make([]byte, 0, len(v)), v...), closer.Close()
 }
 
 // Batch is what a projection's Apply, or a consumer's commit, writes to. It
@@ -167,11 +164,37 @@ func (w *Batch) check(t tableID) error {
 }
 
 func (w *Batch) get(t tableID, key []byte) ([]byte, error) {
+	row, err := w.row(t, key)
+	if err != nil {
+		return nil, err
+	}
+	return row.value, nil
+}
+
+// row is get for one who goes on to put.
+func (w *Batch) row(t tableID, key []byte) (*cachedRow, error) {
 	if err := w.check(t); err != nil {
 		return nil, err
 	}
+	if t.unread {
+		return nil, fail(CodeUndeclared, nil, "%s reads table %s, which it declares unread", w.target.name, t.name)
+	}
 	setHead(key, areaCurrent, w.target.space)
-	return w.t.get(key)
+	return w.t.row(key)
+}
+
+// fresh is row where it does not matter what was there; nil if nobody will ask.
+func (w *Batch) fresh(t tableID, key []byte) (*cachedRow, error) {
+	if err := w.check(t); err != nil || t.unread {
+		return nil, err
+	}
+	setHead(key, areaCurrent, w.target.space)
+	row, ok := w.t.rows.find(key)
+	if !ok {
+		row = &cachedRow{}
+		w.t.rows.add(key, row)
+	}
+	return row, nil
 }
 
 func (w *Batch) open(t tableID, lower, upper []byte) (*cursor, error) {
@@ -187,26 +210,15 @@ func (w *Batch) open(t tableID, lower, upper []byte) (*cursor, error) {
 	return &cursor{it: it}, nil
 }
 
-// put stores a value, or a deletion if it is nil. The caller has checked the table.
-func (w *Batch) put(key, value []byte) error {
+// put stores a value, or a deletion if it is nil. The caller has checked the
+// table; row is what row or fresh gave, nil for what scans alone read.
+func (w *Batch) put(t tableID, key, value []byte, row *cachedRow) {
 	setHead(key, areaCurrent, w.target.space)
-	w.t.put(key, value)
+	seq := w.seq
 	if !w.history {
-		return nil
+		seq = 0
 	}
-	// Written in place: keys and values of a rebuild are copied once, not twice.
-	op := w.t.out.SetDeferred(len(key)+seqLen, len(value)+1)
-	copy(op.Key, key)
-	op.Key[0] = areaHistory
-	appendSequence(op.Key[:len(key)], w.seq)
-	if value != nil {
-		op.Value[0] = 1
-		copy(op.Value[1:], value)
-	} else {
-		op.Value[0] = 0
-	}
-	w.t.bytes += len(key) + seqLen + len(value)
-	return op.Finish()
+	w.t.put(t, w.target.space, seq, key, value, row)
 }
 
 // setHead fills in the first bytes of a key that was made by newKey.

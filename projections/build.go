@@ -118,7 +118,7 @@ func (f *Feed) settle(ctx context.Context, running *sync.WaitGroup, main *folder
 	}
 	if len(ready) > 0 {
 		f.mu.Lock()
-		main.targets = f.live()
+		main.retarget(f.live())
 		f.mu.Unlock()
 	}
 	return nil
@@ -131,17 +131,19 @@ func (f *Feed) folder(b *build) *folder {
 		store: f.store, limit: f.store.options.BatchBytes / len(f.set), at: b.position, // all may be built at once
 		targets: []foldTarget{{b.projection, target{name, b.record.Space, setOf(b.record.Tables)}}},
 		mark:    buildingMark(name, b.record),
+		settle:  func() error { return nil },
+		hurry:   func() bool { return true },
 	}
 }
 
 // run follows the journal for one build until it is near the feed.
 func (f *Feed) run(ctx context.Context, b *build, from Follower) {
 	fold := f.folder(b)
-	fold.moved = func([]events.Record) error {
+	fold.moved = func(position uint64, _ []events.Record) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		b.position = fold.at
-		if f.near(fold.at) {
+		b.position = position
+		if f.near(position) {
 			return errNear
 		}
 		return nil
@@ -151,11 +153,11 @@ func (f *Feed) run(ctx context.Context, b *build, from Follower) {
 		beyond := r.Sequence > f.position
 		f.mu.RUnlock()
 		if beyond { // only the feed goes there; every event up to it is folded
-			return errors.Join(fold.commit(), errNear)
+			return errors.Join(fold.flush(), errNear)
 		}
 		return fold.fold(r)
 	}
-	err := pump(ctx, from, fold, step, nil, func() error { return nil })
+	err := pump(ctx, from, fold, step, nil)
 	err = errors.Join(err, fold.abandon())
 	f.mu.Lock()
 	b.running = false
@@ -175,21 +177,21 @@ func (f *Feed) finish(b *build) error {
 	tail := f.tail
 	f.mu.RUnlock()
 	fold := f.folder(b)
-	fold.moved = func([]events.Record) error {
+	fold.moved = func(position uint64, _ []events.Record) error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		b.position = fold.at
+		b.position = position
 		return nil
 	}
 	err := func() error {
 		for _, r := range tail {
-			if r.Sequence > b.position+uint64(len(fold.pending)) {
+			if r.Sequence >= fold.next() {
 				if err := fold.fold(r); err != nil {
 					return err
 				}
 			}
 		}
-		return fold.commit()
+		return errors.Join(fold.flush(), fold.abandon())
 	}()
 	if err != nil {
 		f.mu.Lock()

@@ -36,24 +36,25 @@ func (c Catalogue) Near(r Reader, account events.AccountID, number events.Templa
 	}
 	out := Nearness{Bytes: s.versions[version].Bytes, Holders: []events.RegionID{}}
 	received, holds := map[int]int64{}, 0 // by version, what any region received; the latest version that is here
-	for _, i := range s.instances {
-		shown := s.show(i)
+	for k := range s.instances {
+		i := &s.instances[k]
+		state := s.state(i)
 		received[i.Version] = max(received[i.Version], i.Received)
-		if i.Region == region && i.Version < version && i.Verified && shown.State != InstanceRemoved && shown.State != InstanceRemoving {
+		if i.Region == region && i.Version < version && i.Verified && state != InstanceRemoved && state != InstanceRemoving {
 			holds = max(holds, i.Version)
 		}
-		if i.Region == region && shown.State == InstanceBehind && version == s.template.Active {
+		if i.Region == region && state == InstanceBehind && version == s.template.Active {
 			out.Behind = true
 		}
-		if i.Version != version || shown.State == InstanceRemoved {
+		if i.Version != version || state == InstanceRemoved {
 			continue
 		}
 		if i.Region == region {
-			out.Instance, out.State, out.Cause = i.ID, shown.State, i.Cause
-			out.Held = i.Verified && shown.State != InstanceRemoving
+			out.Instance, out.State, out.Cause = i.ID, state, i.Cause
+			out.Held = i.Verified && state != InstanceRemoving
 			continue
 		}
-		if i.Verified && shown.State != InstanceRemoving {
+		if i.Verified && state != InstanceRemoving {
 			out.Holders = append(out.Holders, i.Region)
 		}
 	}

@@ -2,8 +2,8 @@ package projections
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/tombolo-vdc/tombolo/events"
 )
@@ -63,20 +63,29 @@ type WhereAnswer struct {
 // instance. CodeTemplateUnknown if the account has no such template; a deleted
 // one is answered for as long as regions hold something of it.
 func (c Catalogue) Where(v *View, account events.AccountID, number events.TemplateID) (WhereAnswer, error) {
-	s, err := c.standing(v, account, number)
+	s, err := c.placed(v, account, number)
 	if err != nil {
 		return WhereAnswer{}, err
 	}
-	answer := WhereAnswer{Template: number, Name: s.template.Name, ActiveVersion: s.template.Active, Position: v.Position(), Deleted: s.template.Deleted, Regions: []Instance{}}
-	for _, row := range s.instances {
-		if row.Condition != ConditionRemoved {
-			answer.Regions = append(answer.Regions, s.show(row))
+	if s.needsVersions() {
+		if err := s.readVersions(v); err != nil {
+			return WhereAnswer{}, err
 		}
 	}
-	answer.Regions = append(answer.Regions, s.unasked()...)
-	slices.SortStableFunc(answer.Regions, func(a, b Instance) int {
-		return cmp.Or(cmp.Compare(a.Region, b.Region), cmp.Compare(a.Version, b.Version))
-	})
+	answer := WhereAnswer{Template: number, Name: s.template.Name, ActiveVersion: s.template.Active, Position: v.Position(), Deleted: s.template.Deleted,
+		Regions: make([]Instance, 0, len(s.instances))}
+	for i := range s.instances {
+		if row := &s.instances[i]; row.Condition != ConditionRemoved {
+			answer.Regions = append(answer.Regions, Instance{})
+			s.show(row, &answer.Regions[len(answer.Regions)-1])
+		}
+	}
+	if unasked := s.unasked(); len(unasked) > 0 {
+		answer.Regions = append(answer.Regions, unasked...)
+		slices.SortStableFunc(answer.Regions, func(a, b Instance) int {
+			return cmp.Or(cmp.Compare(a.Region, b.Region), cmp.Compare(a.Version, b.Version))
+		})
+	}
 	return answer, nil
 }
 
@@ -87,9 +96,9 @@ func (c Catalogue) Instances(r Reader, account events.AccountID, number events.T
 	if err != nil {
 		return nil, err
 	}
-	out := []Instance{}
-	for _, row := range s.instances {
-		out = append(out, s.show(row))
+	out := make([]Instance, len(s.instances))
+	for i := range s.instances {
+		s.show(&s.instances[i], &out[i])
 	}
 	return out, nil
 }
@@ -108,7 +117,9 @@ func (c Catalogue) Instance(r Reader, id events.InstanceID) (Instance, bool, err
 	if err != nil {
 		return Instance{}, false, err
 	}
-	return s.show(row), true, nil
+	var out Instance
+	s.show(&row, &out)
+	return out, true, nil
 }
 
 // Map gives what stands in the instance's region for each region-bound resource;
@@ -261,7 +272,16 @@ type standing struct {
 	instances []InstanceRow // by region, then version
 }
 
-func (Catalogue) standing(r Reader, account events.AccountID, number events.TemplateID) (standing, error) {
+func (c Catalogue) standing(r Reader, account events.AccountID, number events.TemplateID) (standing, error) {
+	s, err := c.placed(r, account, number)
+	if err == nil {
+		err = s.readVersions(r)
+	}
+	return s, err
+}
+
+// placed is standing without the versions.
+func (Catalogue) placed(r Reader, account events.AccountID, number events.TemplateID) (standing, error) {
 	s := standing{versions: map[int]VersionRow{}}
 	t, ok, err := templates.Get(r, string(account), string(number))
 	if err != nil {
@@ -271,35 +291,75 @@ func (Catalogue) standing(r Reader, account events.AccountID, number events.Temp
 		return s, unknownTemplate(string(number))
 	}
 	s.template = t
-	for v, err := range versions.All(r, Query[VersionRow]{Prefix: Key{string(number)}}) {
-		if err != nil {
-			return s, err
-		}
-		s.versions[v.Version] = v
-	}
 	s.instances, err = gather(instances, r, Query[InstanceRow]{Prefix: Key{string(account), string(number)}})
 	return s, err
 }
 
-func (s standing) verified(region events.RegionID, version int) bool {
-	return slices.ContainsFunc(s.instances, func(i InstanceRow) bool {
-		return i.Region == region && i.Version == version && i.Verified
-	})
+func (s *standing) readVersions(r Reader) error {
+	for v, err := range versions.All(r, Query[VersionRow]{Prefix: Key{string(s.template.Number)}}) {
+		if err != nil {
+			return err
+		}
+		s.versions[v.Version] = v
+	}
+	return nil
 }
 
-func (s standing) show(i InstanceRow) Instance {
-	state := s.state(i)
-	if state == InstanceRemoving && i.Cause == nil {
-		i.Cause = &events.Cause{Code: CausePendingRemoval, Text: string(i.Region) + " has not said yet that nothing of it is left there",
+// needsVersions reports whether the versions' rows tell more of the instances
+// than the template's own row: they do unless every wanted region has been
+// asked for the active version, and there is no other one anywhere.
+func (s *standing) needsVersions() bool {
+	if s.template.Staged != 0 {
+		return true
+	}
+	for i := range s.instances {
+		if row := &s.instances[i]; row.Version != s.template.Active && row.Condition != ConditionRemoved {
+			return true
+		}
+	}
+	for _, region := range s.template.Regions {
+		if !s.asked(region, s.template.Active) {
+			return true
+		}
+	}
+	return false
+}
+
+// asked reports whether there is an instance of the version in the region.
+func (s *standing) asked(region events.RegionID, version int) bool {
+	for i := range s.instances {
+		if row := &s.instances[i]; row.Version == version && row.Region == region && row.Condition != ConditionRemoved {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *standing) verified(region events.RegionID, version int) bool {
+	for i := range s.instances {
+		if row := &s.instances[i]; row.Region == region && row.Version == version && row.Verified {
+			return true
+		}
+	}
+	return false
+}
+
+// show tells an instance as answers show it. Rows are large: it does not copy them about.
+func (s *standing) show(i *InstanceRow, out *Instance) {
+	out.InstanceRow = *i
+	out.State, out.Active, out.Location, out.Digest = s.state(i), i.Version == s.template.Active && s.template.live(), i.location(), i.Manifest
+	if out.State == InstanceRemoving && out.Cause == nil {
+		out.Cause = &events.Cause{Code: CausePendingRemoval, Text: string(i.Region) + " has not said yet that nothing of it is left there",
 			Next: "it is removed when the region's agent is reached; of a region that is lost: tombolo region retire --lost"}
 	}
-	return Instance{InstanceRow: i, State: state, Active: i.Version == s.template.Active && s.template.live(),
-		Location: i.location(), Digest: i.Manifest}
 }
 
 // state finds the first word that fits, in the order of the words.
-func (s standing) state(i InstanceRow) InstanceState {
+func (s *standing) state(i *InstanceRow) InstanceState {
 	v := s.versions[i.Version].State
+	if i.Version == s.template.Active {
+		v = VersionActive
+	}
 	switch {
 	case i.Condition == ConditionRemoved:
 		return InstanceRemoved
@@ -331,16 +391,14 @@ func (s standing) state(i InstanceRow) InstanceState {
 
 // unasked gives the wanted regions that have no instance of the version that
 // they are to hold.
-func (s standing) unasked() []Instance {
+func (s *standing) unasked() []Instance {
 	var out []Instance
 	if !s.template.live() {
 		return nil
 	}
 	for _, n := range []int{s.template.Active, s.template.Staged} {
 		for _, region := range s.template.Regions {
-			if n == 0 || slices.ContainsFunc(s.instances, func(i InstanceRow) bool {
-				return i.Region == region && i.Version == n && i.Condition != ConditionRemoved
-			}) {
+			if n == 0 || s.asked(region, n) {
 				continue
 			}
 			v := s.versions[n]
@@ -353,20 +411,11 @@ func (s standing) unasked() []Instance {
 }
 
 // slot is what the agent calls the place, or would by default.
-func (i InstanceRow) slot() string {
-	return cmp.Or(i.Slot, fmt.Sprintf("%s@%d", i.Template, i.Version))
-}
-
-func (i InstanceRow) location() string { return "loc:" + string(i.Region) + "/" + i.slot() }
-
-// gather reads a whole list.
-func gather[R any](t *Table[R], r Reader, q Query[R]) ([]R, error) {
-	out := []R{}
-	for row, err := range t.All(r, q) {
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, row)
+func (i *InstanceRow) slot() string {
+	if i.Slot != "" {
+		return i.Slot
 	}
-	return out, nil
+	return string(i.Template) + "@" + strconv.Itoa(i.Version)
 }
+
+func (i *InstanceRow) location() string { return "loc:" + string(i.Region) + "/" + i.slot() }

@@ -24,7 +24,7 @@ type CommandRow struct {
 	Revision  uint64           `json:"revision"`
 }
 
-var commands = NewTable("command-ids", "command", func(c CommandRow) Key { return Key{string(c.Account), string(c.ID)} })
+var commands = unread(NewTable("command-ids", "command", func(c CommandRow) Key { return Key{string(c.Account), string(c.ID)} }))
 
 // Name is "command-ids".
 func (CommandIDs) Name() string { return "command-ids" }

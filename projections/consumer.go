@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"encoding/json"
 	"fmt"
 	"sync"
 )
@@ -73,7 +74,7 @@ func (c *Consumer) Commit(seq uint64, write func(*Batch) error) error {
 	if seq <= c.position {
 		return fail(CodeOutOfOrder, nil, "%s is at position %d already, event %d cannot be committed", c.target.name, c.position, seq)
 	}
-	t := newTxn(c.store.db, 0, rowCache{}, nil)
+	t := newTxn(c.store, newRun(0), newRowCache(), func() error { return nil })
 	if err := c.fill(t, seq, write); err != nil {
 		if e := t.discard(); e != nil {
 			return fmt.Errorf("%w (and the batch was not closed: %v)", err, e)
@@ -93,7 +94,10 @@ func (c *Consumer) fill(t *txn, seq uint64, write func(*Batch) error) error {
 	}
 	record := c.record
 	record.Position = seq
-	return writeRecord(t.out, metaKey(metaConsumer, c.target.name), record)
+	var err error
+	t.run.mark = metaKey(metaConsumer, c.target.name)
+	t.run.position, err = json.Marshal(record)
+	return err
 }
 
 // View reads the rows as they are now. The caller closes it.
@@ -113,7 +117,7 @@ func (c *Consumer) View() (*View, error) {
 func (c *Consumer) Amend(write func(*Batch) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t := newTxn(c.store.db, 0, rowCache{}, nil)
+	t := newTxn(c.store, newRun(0), newRowCache(), func() error { return nil })
 	if err := c.fill(t, c.position, write); err != nil {
 		if e := t.discard(); e != nil {
 			return fmt.Errorf("%w (and the batch was not closed: %v)", err, e)

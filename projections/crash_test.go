@@ -120,6 +120,7 @@ func TestMetamorphic(t *testing.T) {
 				BatchBytes:    []int{1, 500, 5000, 4 << 20}[rng.IntN(4)],
 				MemTableBytes: []uint64{64 << 10, 1 << 20}[rng.IntN(2)],
 				CacheBytes:    1 << 20,
+				tableBytes:    []int{1, 3000, 1 << 20}[rng.IntN(3)],
 			}
 			s := openStore(t, "db", o)
 			f := feedOf(t, s, things{}, counts{})
@@ -172,7 +173,7 @@ func TestCrash(t *testing.T) {
 	disk := vfs.NewCrashableMem()
 	furthest, restarted := uint64(0), 0
 	for range rounds {
-		o := Options{fs: disk, BatchBytes: 1 + rng.IntN(3000), MemTableBytes: 64 << 10, CacheBytes: 1 << 20}
+		o := Options{fs: disk, BatchBytes: 1 + rng.IntN(3000), MemTableBytes: 64 << 10, CacheBytes: 1 << 20, tableBytes: []int{1, 1000, 1 << 20}[rng.IntN(3)]}
 		s := openStore(t, "db", o)
 		f := feedOf(t, s, things{}, counts{})
 		begun, err := f.Position()

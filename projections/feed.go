@@ -2,6 +2,8 @@ package projections
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -182,14 +184,19 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 
 	buildCtx, cancel := context.WithCancel(ctx)
 	var builders sync.WaitGroup
-	settle := func() error { return f.settle(buildCtx, &builders, main, from) }
-	main.moved = func(batch []events.Record) error {
-		f.advance(main.at, batch)
-		return settle()
+	main.settle = func() error { return f.settle(buildCtx, &builders, main, from) }
+	main.hurry = func() bool {
+		f.mu.RLock()
+		defer f.mu.RUnlock()
+		return len(f.builds) == 0
 	}
-	err := settle()
+	main.moved = func(position uint64, last []events.Record) error {
+		f.advance(position, last)
+		return nil
+	}
+	err := main.settle()
 	if err == nil {
-		err = pump(ctx, from, main, main.fold, f.wake, settle)
+		err = pump(ctx, from, main, main.fold, f.wake)
 	}
 	err = errors.Join(err, main.abandon())
 	cancel()
@@ -207,8 +214,8 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 }
 
 // markFeed stores the feed's position.
-func markFeed(b *pebble.Batch, position uint64) error {
-	return writeNumber(b, metaKey(metaFeed), position)
+func markFeed(position uint64) (key, value []byte, err error) {
+	return metaKey(metaFeed), binary.BigEndian.AppendUint64(nil, position), nil
 }
 
 // live gives what the feed itself folds, in the order of the set.
@@ -222,13 +229,13 @@ func (f *Feed) live() []foldTarget {
 	return out
 }
 
-// advance makes a commit known.
-func (f *Feed) advance(position uint64, batch []events.Record) {
+// advance makes a commit known; last are its last events.
+func (f *Feed) advance(position uint64, last []events.Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.position = position
 	if len(f.builds) > 0 {
-		f.tail = append(f.tail, batch...)
+		f.tail = append(f.tail, last...)
 		if extra := len(f.tail) - tailEvents; extra > 0 {
 			f.tail = slices.Clone(f.tail[extra:])
 		}
@@ -346,10 +353,11 @@ func (f *Feed) view(asOf *uint64, projections []string) (*View, error) {
 	return v, nil
 }
 
-// buildingMark gives the function that stores a build's position.
-func buildingMark(name string, record spaceRecord) func(*pebble.Batch, uint64) error {
-	return func(b *pebble.Batch, position uint64) error {
+// buildingMark gives the function that says how a build's position is stored.
+func buildingMark(name string, record spaceRecord) func(uint64) (key, value []byte, err error) {
+	return func(position uint64) ([]byte, []byte, error) {
 		record.Position = position
-		return writeRecord(b, metaKey(metaBuilding, name), record)
+		value, err := json.Marshal(record)
+		return metaKey(metaBuilding, name), value, err
 	}
 }

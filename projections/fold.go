@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
-
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 )
@@ -36,24 +34,41 @@ type Follower interface {
 }
 
 // maxBatchEvents bounds the events of one batch, whatever their size.
-const maxBatchEvents = 8192
+const maxBatchEvents = 1 << 16
 
-// folder folds events into targets, many in one commit.
+// idleRows bounds a generation of the rows that a folder keeps while commits are small, in bytes.
+const idleRows = 1 << 20
+
+// folder folds events into targets, many in one commit. While one large run is
+// written it folds the next.
 type folder struct {
 	store   *Store
 	limit   int // about how many bytes one commit has
 	targets []foldTarget
-	at      uint64 // position committed
-	mark    func(b *pebble.Batch, position uint64) error
-	moved   func(batch []events.Record) error // after a commit; the folder is empty
+	at      uint64 // position of the runs that were handed over
+	mark    func(position uint64) (key, value []byte, err error)
+	moved   func(position uint64, last []events.Record) error // after a commit
+	settle  func() error                                      // when the folder is empty and everything stored
+	hurry   func() bool                                       // reports whether settle has nothing to do
 
 	t       *txn
-	w       Batch           // over t; here so that it is not made anew for each event
-	filled  int             // bytes of the last commit
-	rows    rowCache        // of t
-	older   rowCache        // of the last commit
-	pending []events.Record // what t holds
-	payload int
+	w       Batch // over t; here so that it is not made anew for each event
+	rows    *rowCache
+	spare   *run            // to be filled next
+	behind  bool            // there were large runs
+	strange bool            // others have written to the targets
+	count   int             // events that t holds
+	last    []events.Record // the last ones of them, at least tailEvents if there are so many
+	writing *writing        // the run before t, nil if it is stored and told
+}
+
+// writing is a run on its way to the store.
+type writing struct {
+	run      *run
+	position uint64
+	last     []events.Record
+	done     chan struct{} // closed when err is there
+	err      error
 }
 
 type foldTarget struct {
@@ -64,29 +79,46 @@ type foldTarget struct {
 // fold adds one event. On an error everything before the event is committed,
 // and nothing of it.
 func (f *folder) fold(r events.Record) error {
-	if want := f.at + uint64(len(f.pending)) + 1; r.Sequence != want {
+	if want := f.next(); r.Sequence != want {
 		gap := fmt.Errorf("%w: sequence %d came where %d was due", journal.ErrGap, r.Sequence, want)
-		return errors.Join(&StoppedError{Sequence: want, Err: gap}, f.commit())
+		return errors.Join(&StoppedError{Sequence: want, Err: gap}, f.flush())
 	}
 	if name, err := f.apply(r); err != nil {
-		return errors.Join(&StoppedError{Sequence: r.Sequence, Projection: name, Err: err}, f.redo())
+		return errors.Join(&StoppedError{Sequence: r.Sequence, Projection: name, Err: err}, f.t.rollback(), f.flush())
 	}
-	f.pending = append(f.pending, r)
-	f.payload += len(r.Payload)
-	if f.t.bytes+f.payload >= f.limit || len(f.pending) >= maxBatchEvents {
+	f.t.next()
+	f.count++
+	if len(f.last) == 2*tailEvents {
+		f.last = append(make([]events.Record, 0, 2*tailEvents), f.last[tailEvents:]...)
+	}
+	f.last = append(f.last, r)
+	if f.t.run.size() >= f.limit || f.count >= maxBatchEvents {
 		return f.commit()
 	}
 	return nil
 }
 
+// next is the sequence of the event that is due.
+func (f *folder) next() uint64 { return f.at + uint64(f.count) + 1 }
+
 // apply folds one event into the open txn, and tells whose error it was.
 func (f *folder) apply(r events.Record) (string, error) {
-	if f.t == nil {
-		if f.rows == nil {
-			f.rows = rowCache{}
+	if f.rows == nil {
+		f.rows = newRowCache()
+		if f.at == 0 && !f.strange {
+			f.rows.known = newKnownKeys(f.limit / 2)
 		}
-		clear(f.rows)
-		f.t = newTxn(f.store.db, f.filled, f.rows, f.older)
+	}
+	if f.t == nil {
+		if f.spare == nil {
+			size := 0
+			if f.behind {
+				size = f.limit // so that it need not grow
+			}
+			f.spare = newRun(size)
+		}
+		f.t = newTxn(f.store, f.spare, f.rows, f.wait)
+		f.spare = nil
 	}
 	for i := range f.targets {
 		g := &f.targets[i]
@@ -98,48 +130,100 @@ func (f *folder) apply(r events.Record) (string, error) {
 	return "", nil
 }
 
-// redo commits what was folded before the event that failed, which may have
-// left rows in the txn.
-func (f *folder) redo() error {
-	if err := f.abandon(); err != nil {
-		return err
-	}
-	for _, r := range f.pending {
-		if name, err := f.apply(r); err != nil {
-			return fmt.Errorf("folding event %d again into %s: %w", r.Sequence, name, err)
-		}
-	}
-	return f.commit()
-}
-
-// abandon throws away what is not committed.
-func (f *folder) abandon() error {
-	if f.t == nil {
+// commit writes rows and position together. A large run may still be on its way
+// when it returns.
+func (f *folder) commit() error {
+	if f.count == 0 {
 		return nil
 	}
-	err := f.t.discard()
-	f.t = nil
-	return err
-}
-
-// commit writes rows and position in one batch.
-func (f *folder) commit() error {
-	if len(f.pending) == 0 {
-		return f.abandon()
-	}
-	position := f.pending[len(f.pending)-1].Sequence
-	if err := f.mark(f.t.out, position); err != nil {
+	t, w := f.t, &writing{run: f.t.run, position: f.at + uint64(f.count), last: f.last, done: make(chan struct{})}
+	var err error
+	if t.run.mark, t.run.position, err = f.mark(w.position); err != nil {
 		return err
 	}
-	t := f.t
-	f.t, f.filled = nil, t.bytes
-	f.rows, f.older = f.older, f.rows
-	if err := t.commit(); err != nil {
-		return fmt.Errorf("commit rows at position %d: %w", position, err)
+	if err := f.join(); err != nil {
+		return err
 	}
-	batch := f.pending
-	f.pending, f.payload, f.at = nil, 0, position
-	return f.moved(batch)
+	t.settle()
+	f.t, f.count, f.last, f.at, f.writing = nil, 0, nil, w.position, w
+	large := t.run.size() >= f.store.options.tableBytes
+	if large {
+		f.behind = true
+		f.rows.age(f.limit / 2)
+	} else {
+		f.rows.age(min(f.limit, idleRows))
+	}
+	if large && f.hurry() {
+		go w.write(t)
+		return nil
+	}
+	w.write(t)
+	return errors.Join(f.join(), f.settle())
+}
+
+// caughtUp lets go of what only helps a folder that is far behind.
+func (f *folder) caughtUp() {
+	if f.behind {
+		f.behind, f.rows.known, f.spare = false, nil, nil
+		f.store.pacer.hold(false)
+	}
+}
+
+func (w *writing) write(t *txn) {
+	defer close(w.done)
+	if err := t.commit(); err != nil {
+		w.err = fmt.Errorf("commit rows at position %d: %w", w.position, err)
+	}
+}
+
+// wait returns when every run that was handed over is stored.
+func (f *folder) wait() error {
+	if f.writing == nil {
+		return nil
+	}
+	<-f.writing.done
+	return f.writing.err
+}
+
+// join is wait, and tells that the position has moved.
+func (f *folder) join() error {
+	w := f.writing
+	if w == nil {
+		return nil
+	}
+	err := f.wait()
+	f.writing = nil
+	if err != nil {
+		return err
+	}
+	if w.run.reset(); f.behind {
+		f.spare = w.run
+	}
+	return f.moved(w.position, w.last)
+}
+
+// flush commits, and returns when that is stored.
+func (f *folder) flush() error { return errors.Join(f.commit(), f.join()) }
+
+// retarget makes the folder fold into other spaces, whose rows it does not know.
+func (f *folder) retarget(targets []foldTarget) {
+	f.targets = targets
+	if f.rows != nil {
+		f.rows.known = nil
+	}
+	f.strange = true
+}
+
+// abandon throws away what is not committed, and returns when the rest is stored.
+func (f *folder) abandon() error {
+	var err error
+	if f.t != nil {
+		err = f.t.discard()
+	}
+	err = errors.Join(err, f.join())
+	f.caughtUp()
+	f.t, f.count, f.last, f.rows = nil, 0, nil, nil
+	return err
 }
 
 // pumpLength is how many events may be on their way between a follower and a fold; each is at
@@ -151,11 +235,21 @@ const pumpLength = 256
 const (
 	burstEvents = 64
 	burstPause  = 5 * time.Millisecond
+	tablePause  = 50 * time.Millisecond // where the commit has become large
+	restPause   = time.Second           // without any event, a folder has caught up
 )
 
+// pause is how long a burst waits for more.
+func (f *folder) pause() time.Duration {
+	if f.t.run.size() >= f.store.options.tableBytes {
+		return tablePause
+	}
+	return burstPause
+}
+
 // pump follows the journal and folds, committing whenever nothing more is
-// waiting: at the tip that is after each event. It calls settle when idle and when woken.
-func pump(ctx context.Context, from Follower, f *folder, step func(events.Record) error, wake <-chan struct{}, settle func() error) error {
+// waiting: at the tip that is after each event. It lets the folder settle when idle and when woken.
+func pump(ctx context.Context, from Follower, f *folder, step func(events.Record) error, wake <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	records := make(chan events.Record, pumpLength)
 	var followed error
@@ -185,8 +279,8 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		default:
 			waiting = true
 		}
-		if waiting && len(f.pending) >= burstEvents {
-			late.Reset(burstPause)
+		if waiting && f.count >= burstEvents {
+			late.Reset(f.pause())
 			select {
 			case r, ok = <-records:
 				waiting = false
@@ -195,18 +289,21 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 		}
 		switch {
 		case !waiting && !ok:
-			return errors.Join(f.commit(), ended(ctx, f, followed))
+			return errors.Join(f.flush(), ended(ctx, f, followed))
 		case !waiting:
 			if err := step(r); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := f.commit(); err != nil {
+		if err := f.flush(); err != nil {
 			return err
 		}
-		if err := settle(); err != nil {
+		if err := f.settle(); err != nil {
 			return err
+		}
+		if late.Stop(); f.behind {
+			late.Reset(restPause)
 		}
 		select {
 		case r, ok := <-records:
@@ -217,6 +314,8 @@ func pump(ctx context.Context, from Follower, f *folder, step func(events.Record
 				return err
 			}
 		case <-wake:
+		case <-late.C:
+			f.caughtUp()
 		}
 	}
 }
@@ -226,5 +325,5 @@ func ended(ctx context.Context, f *folder, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	return &StoppedError{Sequence: f.at + uint64(len(f.pending)) + 1, Err: err}
+	return &StoppedError{Sequence: f.next(), Err: err}
 }

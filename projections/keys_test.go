@@ -12,7 +12,7 @@ import (
 func TestComparer(t *testing.T) {
 	var prefixes, suffixes [][]byte
 	for _, k := range []Key{{"a"}, {"a", "b"}, {"ab"}, {"a\x00b", "\x01\x02"}, {""}, {"", ""}} {
-		prefixes = append(prefixes, append(tableID{"p", "table"}.newKey(k), keyEnd))
+		prefixes = append(prefixes, append(tableID{projection: "p", name: "table"}.newKey(k), keyEnd))
 	}
 	for i := range prefixes {
 		setHead(prefixes[i], areaHistory, 300+uint32(i))
@@ -48,7 +48,7 @@ func TestKeyOrder(t *testing.T) {
 		}
 		keys = append(keys, k)
 	}
-	encode := func(k Key) []byte { return append(tableID{"p", "t"}.newKey(k), keyEnd)[headLen:] }
+	encode := func(k Key) []byte { return append(tableID{projection: "p", name: "t"}.newKey(k), keyEnd)[headLen:] }
 	for _, a := range keys {
 		if n := split(encode(a)); n != len(encode(a)) {
 			t.Fatalf("%q: split at %d", a, n)

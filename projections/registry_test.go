@@ -32,7 +32,7 @@ func TestEveryEventIsKnown(t *testing.T) {
 					tables[id.name] = true
 				}
 			}
-			w := Batch{t: newTxn(store.db, 0, rowCache{}, rowCache{}), target: target{name: p.Name(), space: 1, tables: tables}, seq: 2}
+			w := Batch{t: newTxn(store, newRun(0), newRowCache(), func() error { return nil }), target: target{name: p.Name(), space: 1, tables: tables}, seq: 2}
 			a := events.Aggregate{Account: "acme", Region: "sydney", Kind: d.Kind, ID: "x"}
 			record := func(seq uint64, e events.Event) events.Record {
 				return events.Record{Sequence: seq, Revision: seq, Aggregate: a, Stored: time.Unix(1, 0), Event: e}

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -25,10 +27,10 @@ const formatFile = "FORMAT"
 
 // Options bound a store; the zero value has the defaults. The memory of a store
 // is about CacheBytes, three times MemTableBytes, and four times BatchBytes for
-// the feed (the rows of a batch and of the one before, the Pebble batch made of
-// them, the events) and as much again for all builds together: 224 MiB, and 288
-// while something is built. Beside that are the pumpLength events on their way
-// to each, and while something is built the feed's last tailEvents events.
+// the feed while it is behind (a run that is filled and one that is written, the
+// rows used last, the filter of known keys) and as much again for all builds
+// together: 256 MiB, and 352 while something is built. Beside that are the
+// pumpLength events on their way to each, and their last tailEvents events.
 type Options struct {
 	// CacheBytes is the size of the block cache; 64 MiB if 0.
 	CacheBytes int64
@@ -36,12 +38,13 @@ type Options struct {
 	// flush when two are full.
 	MemTableBytes uint64
 	// BatchBytes is about how much one batch of a feed that is behind holds before it is
-	// committed; 16 MiB if 0.
+	// committed; 24 MiB if 0.
 	BatchBytes int
 	// Log receives what Pebble reports; nothing is reported if nil.
 	Log *slog.Logger
 
-	fs vfs.FS // tests crash it
+	fs         vfs.FS // tests crash it
+	tableBytes int    // of a commit that becomes a table of its own
 }
 
 const memTables = 2
@@ -54,13 +57,16 @@ func (o Options) withDefaults() Options {
 		o.MemTableBytes = 32 << 20
 	}
 	if o.BatchBytes == 0 {
-		o.BatchBytes = 16 << 20
+		o.BatchBytes = 24 << 20
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.fs == nil {
 		o.fs = vfs.Default
+	}
+	if o.tableBytes == 0 {
+		o.tableBytes = 1 << 20
 	}
 	return o
 }
@@ -71,6 +77,11 @@ type Store struct {
 	db      *pebble.DB
 	lock    *pebble.Lock
 	options Options
+	dir     string
+	pacer   *pacer
+
+	tableOptions sstable.WriterOptions
+	runs         atomic.Uint64 // tables written
 
 	mu        sync.Mutex // guards what follows, and the making of spaces
 	feed      bool
@@ -103,11 +114,37 @@ func open(dir string, lock *pebble.Lock, o Options) (*Store, error) {
 	if err := checkFormat(o.fs, dir); err != nil {
 		return nil, err
 	}
-	db, err := pebble.Open(dir, pebbleOptions(lock, o))
+	if err := removeRuns(o.fs, dir); err != nil {
+		return nil, fmt.Errorf("open reads: %w", err)
+	}
+	pace := &pacer{}
+	p := pebbleOptions(lock, o)
+	p.Experimental.CompactionScheduler = pace
+	p.EnsureDefaults()
+	db, err := pebble.Open(dir, p)
 	if err != nil {
 		return nil, fmt.Errorf("open reads: %w", err)
 	}
-	return &Store{db: db, lock: lock, options: o, consumers: map[string]bool{}}, nil
+	return &Store{db: db, lock: lock, options: o, dir: dir, pacer: pace, tableOptions: p.MakeWriterOptions(0, db.TableFormat()), consumers: map[string]bool{}}, nil
+}
+
+// runFiles begins the names of tables that are being written.
+const runFiles = "run-"
+
+// removeRuns removes what a crash left of tables that were not taken in.
+func removeRuns(files vfs.FS, dir string) error {
+	present, err := files.List(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range present {
+		if strings.HasPrefix(name, runFiles) {
+			if err := files.Remove(files.PathJoin(dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
@@ -120,10 +157,12 @@ func pebbleOptions(lock *pebble.Lock, o Options) *pebble.Options {
 		MemTableSize:                o.MemTableBytes,
 		MemTableStopWritesThreshold: memTables,
 		L0CompactionThreshold:       8,
+		L0StopWritesThreshold:       4 * mostSublevels,
 		LBaseMaxBytes:               8 * int64(o.MemTableBytes), // fewer levels, so rows are rewritten less often
 		MaxOpenFiles:                500,
 		Logger:                      pebbleLog{o.Log},
 	}
+	p.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
 	for i := range p.Levels {
 		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		p.Levels[i].BlockSize = 16 << 10

@@ -18,7 +18,10 @@ type Reader interface {
 }
 
 // tableID is a table's or an index's name within its projection.
-type tableID struct{ projection, name string }
+type tableID struct {
+	projection, name string
+	unread           bool // its fold never reads it
+}
 
 // newKey begins a key; the head is filled in by the Reader.
 func (t tableID) newKey(parts []string) []byte {
@@ -55,7 +58,7 @@ func (t *Table[R]) indexID(x *Index[R]) tableID {
 			return t.indexIDs[i]
 		}
 	}
-	return tableID{t.id.projection, t.id.name + "." + x.name} // of another table: refused as undeclared
+	return tableID{projection: t.id.projection, name: t.id.name + "." + x.name} // of another table: refused as undeclared
 }
 
 // NewIndex describes an index. Its name must be a token.
@@ -67,9 +70,9 @@ func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
 // row's key follows from the row. It panics on names that are not tokens:
 // those are errors of the program's text.
 func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index[R]) *Table[R] {
-	t := &Table[R]{id: tableID{projection, name}, key: key, indexes: indexes, codec: codecOf[R]()}
+	t := &Table[R]{id: tableID{projection: projection, name: name}, key: key, indexes: indexes, codec: codecOf[R]()}
 	for _, x := range indexes {
-		t.indexIDs = append(t.indexIDs, tableID{projection, name + "." + x.name})
+		t.indexIDs = append(t.indexIDs, tableID{projection: projection, name: name + "." + x.name})
 	}
 	seen := map[string]bool{}
 	for _, n := range append([]string{projection, name}, names(indexes)...) {
@@ -83,6 +86,13 @@ func NewTable[R any](projection, name string, key func(R) Key, indexes ...*Index
 		}
 		seen[id.name] = true
 	}
+	return t
+}
+
+// unread says that the fold stores rows of the table and never looks at them
+// again: they need not be kept for it.
+func unread[R any](t *Table[R]) *Table[R] {
+	t.id.unread = true
 	return t
 }
 
@@ -112,10 +122,15 @@ func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
 }
 
 func (t *Table[R]) decode(value []byte) (row R, err error) {
-	if err := t.codec.unmarshal(value, &row); err != nil {
-		return row, fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
+	err = t.decodeTo(value, &row)
+	return row, err
+}
+
+func (t *Table[R]) decodeTo(value []byte, row *R) error {
+	if err := t.codec.unmarshal(value, row); err != nil {
+		return fmt.Errorf("row of table %s of %s: %w", t.id.name, t.id.projection, err)
 	}
-	return row, nil
+	return nil
 }
 
 // Put stores a row, in place of the one with the same key. Storing what is
@@ -123,84 +138,90 @@ func (t *Table[R]) decode(value []byte) (row R, err error) {
 func (t *Table[R]) Put(w *Batch, row R) error {
 	value := t.encode(w, &row)
 	key := t.rowKey(t.key(row))
-	old, err := w.get(t.id, key)
-	if err != nil || bytes.Equal(old, value) {
+	old, err := w.row(t.id, key)
+	if err != nil || bytes.Equal(old.value, value) {
 		return err
 	}
-	was, err := t.indexed(old)
+	was, err := t.indexed(old.value)
 	if err != nil {
 		return err
 	}
-	return t.store(w, key, value, was, t.find(&row))
+	return t.store(w, key, value, old, was, t.find(&row))
 }
 
 // replace is Put of a row that every event makes anew, in a table without
 // indexes: what was there does not matter, so it is not read.
 func replace[R any](t *Table[R], w *Batch, row R) error {
-	if err := w.check(t.id); err != nil {
+	key := t.rowKey(t.key(row))
+	old, err := w.fresh(t.id, key)
+	if err != nil {
 		return err
 	}
-	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), found{}, found{})
+	return t.store(w, key, t.encode(w, &row), old, found{}, found{})
 }
 
 // create stores the row that an event makes. That of an aggregate's first event
 // cannot be there yet, so nothing is read to find out; one that may be is Put.
 func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
-	if r.Revision != 1 {
+	if r.Revision != 1 && !t.id.unread {
 		return t.Put(w, row)
 	}
-	if err := w.check(t.id); err != nil {
+	key := t.rowKey(t.key(row))
+	old, err := w.fresh(t.id, key)
+	if err != nil {
 		return err
 	}
-	return t.store(w, t.rowKey(t.key(row)), t.encode(w, &row), t.find(nil), t.find(&row))
+	return t.store(w, key, t.encode(w, &row), old, t.find(nil), t.find(&row))
 }
 
-// encode gives the row as it is stored; the next encode overwrites it unless it
-// was put in between.
-func (t *Table[R]) encode(w *Batch, row *R) []byte { return t.codec.marshal(w.t.room[:0], row) }
+// encode gives the row as it is stored, until the next encode.
+func (t *Table[R]) encode(w *Batch, row *R) []byte {
+	w.t.room = t.codec.marshal(w.t.room[:0], row)
+	return w.t.room
+}
 
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
 	k := t.rowKey(key)
-	old, err := w.get(t.id, k)
-	if err != nil || old == nil {
+	old, err := w.row(t.id, k)
+	if err != nil || old.value == nil {
 		return err
 	}
-	was, err := t.indexed(old)
+	was, err := t.indexed(old.value)
 	if err != nil {
 		return err
 	}
-	return t.store(w, k, nil, was, t.find(nil))
+	return t.store(w, k, nil, old, was, t.find(nil))
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
 // edit changed that. CodeRowMissing if it is not there.
 func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	k := t.rowKey(key)
-	old, err := w.get(t.id, k)
+	old, err := w.row(t.id, k)
 	if err != nil {
 		return err
 	}
-	if old == nil {
+	if old.value == nil {
 		return fail(CodeRowMissing, nil, "table %s of %s has no row %q", t.id.name, t.id.projection, key)
 	}
-	row, err := t.decode(old)
+	row, err := t.decode(old.value)
 	if err != nil {
 		return err
 	}
 	was := t.find(&row) // before edit, which may write to what the row refers to
 	edit(&row)
 	if !slices.Equal(t.key(row), key) {
-		if err := t.store(w, k, nil, was, t.find(nil)); err != nil {
+		if err := t.store(w, k, nil, old, was, t.find(nil)); err != nil {
 			return err
 		}
 		return t.Put(w, row)
 	}
 	value := t.encode(w, &row)
-	if bytes.Equal(old, value) {
+	if bytes.Equal(old.value, value) {
 		return nil
 	}
-	return t.store(w, k, value, was, t.find(&row))
+	return t.store(w, k, value, old, was, t.find(&row))
 }
 
 // found is where the indexes find a row: its parts in each of them, and its own key.
@@ -234,7 +255,7 @@ func (t *Table[R]) indexed(stored []byte) (found, error) {
 }
 
 // store writes a row, or its deletion, and brings its index entries from was to is.
-func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
+func (t *Table[R]) store(w *Batch, key, value []byte, row *cachedRow, was, is found) error {
 	for i, id := range t.indexIDs {
 		if err := w.check(id); err != nil {
 			return err
@@ -242,25 +263,22 @@ func (t *Table[R]) store(w *Batch, key, value []byte, was, is found) error {
 		if slices.Equal(was.own, is.own) && slices.EqualFunc(was.parts[i], is.parts[i], slices.Equal[Key]) {
 			continue // as most changes leave it
 		}
-		rest := binary.AppendUvarint(nil, uint64(len(key)-headLen-len(t.id.name)))
+		var room [binary.MaxVarintLen64]byte
+		rest := binary.AppendUvarint(room[:0], uint64(len(key)-headLen-len(t.id.name)))
 		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
 		for _, e := range before {
 			if !holds(after, e) {
-				if err := w.put(e, nil); err != nil {
-					return err
-				}
+				w.put(id, e, nil, nil)
 			}
 		}
 		for _, e := range after {
 			if !holds(before, e) {
-				if err := w.put(e, rest); err != nil {
-					return err
-				}
+				w.put(id, e, rest, nil)
 			}
 		}
 	}
-	w.t.keep(value)
-	return w.put(key, value)
+	w.put(t.id, key, value, row)
+	return nil
 }
 
 // entries gives the keys of a row's entries in an index, without heads.
@@ -327,14 +345,15 @@ func (t *Table[R]) Scan(r Reader, q Query[R]) (Page[R], error) {
 	q.Limit++ // one more tells whether there is a next page
 	page := Page[R]{}
 	var last []byte
-	err := t.walk(r, q, func(key []byte, row R) bool {
+	err := t.walk(r, q, func(key, value []byte) (bool, error) {
 		if len(page.Rows) == limit {
 			page.Resume = base64.RawURLEncoding.EncodeToString(last)
-			return false
+			return false, nil
 		}
 		last = append(last[:0], key...)
-		page.Rows = append(page.Rows, row)
-		return true
+		var err error
+		page.Rows, err = t.appendRow(page.Rows, value)
+		return true, err
 	})
 	if err != nil {
 		return Page[R]{}, err
@@ -345,17 +364,43 @@ func (t *Table[R]) Scan(r Reader, q Query[R]) (Page[R], error) {
 // All yields rows one by one, or one error as the last thing.
 func (t *Table[R]) All(r Reader, q Query[R]) iter.Seq2[R, error] {
 	return func(yield func(R, error) bool) {
-		err := t.walk(r, q, func(_ []byte, row R) bool { return yield(row, nil) })
-		if err != nil {
+		over := false
+		err := t.walk(r, q, func(_, value []byte) (bool, error) {
+			row, err := t.decode(value)
+			over = err == nil && !yield(row, nil)
+			return !over, err
+		})
+		if err != nil && !over {
 			var none R
 			yield(none, err)
 		}
 	}
 }
 
-// walk calls each with the rows of q, and with the key (without head) that each
-// was found under.
-func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool) (err error) {
+// gather reads a whole list.
+func gather[R any](t *Table[R], r Reader, q Query[R]) ([]R, error) {
+	const usual = 16 // rows are large: a list that grows copies them
+	out := make([]R, 0, usual)
+	err := t.walk(r, q, func(_, value []byte) (more bool, err error) {
+		out, err = t.appendRow(out, value)
+		return true, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// appendRow appends a row from its stored value.
+func (t *Table[R]) appendRow(rows []R, value []byte) ([]R, error) {
+	var zero R
+	rows = append(rows, zero)
+	return rows, t.decodeTo(value, &rows[len(rows)-1])
+}
+
+// walk calls each with the stored rows of q, and with the key (without head)
+// that each was found under, until each wants no more. Both are valid until it returns.
+func (t *Table[R]) walk(r Reader, q Query[R], each func(key, value []byte) (more bool, err error)) (err error) {
 	id := t.id
 	if q.By != nil {
 		id = t.indexID(q.By)
@@ -397,12 +442,8 @@ func (t *Table[R]) walk(r Reader, q Query[R], each func(key []byte, row R) bool)
 				return fmt.Errorf("index %s of %s names a row that is not there", id.name, id.projection)
 			}
 		}
-		row, err := t.decode(value)
-		if err != nil {
+		if more, err := each(c.key(), value); err != nil || !more {
 			return err
-		}
-		if !each(c.key(), row) {
-			return nil
 		}
 	}
 	return c.err()

@@ -81,7 +81,7 @@ var (
 	workOperations = NewIndex("operation", func(o WorkRow) []Key { return []Key{{string(o.Operation)}} })
 	works          = NewTable("work-orders", "work", func(o WorkRow) Key { return Key{string(o.Work)} },
 		workOpen, workTrouble, workOperations)
-	orders = NewTable("work-orders", "order", func(o OrderRow) Key { return Key{string(o.Work)} })
+	orders = unread(NewTable("work-orders", "order", func(o OrderRow) Key { return Key{string(o.Work)} }))
 )
 
 // Name is "work-orders".

@@ -220,26 +220,48 @@ func (j *JetStream) session(ctx context.Context, from uint64, filter string, eac
 	defer func() {
 		_ = j.conn.Publish(j.api+"CONSUMER.DELETE."+StreamName+"."+consumer.CachedInfo().Name, nil)
 	}()
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(heartbeat))
+	// Each message is handled where it arrives: handing it to another goroutine
+	// costs as much as reading it.
+	ended := make(chan error, 1)
+	over := false // of the callback's goroutine
+	end := func(err error) {
+		select {
+		case ended <- err:
+		default: // ended already
+		}
+	}
+	consuming, err := consumer.Consume(func(m jetstream.Msg) {
+		if over {
+			return
+		}
+		if err := deliver(ctx, m, each); err != nil {
+			over = true
+			end(err)
+		}
+	}, jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(heartbeat),
+		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) { end(err) }))
 	if err != nil {
 		return err
 	}
-	defer messages.Stop()
-	next := jetstream.NextContext(ctx)
-	for {
-		m, err := messages.Next(next)
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err // Next prefers a message to the end of the context
-		}
-		meta, err := m.Metadata()
-		if err != nil {
-			return err
-		}
-		if err := each(delivery{message{m.Subject(), m.Headers(), m.Data()}, meta.Sequence.Stream, meta.Timestamp}); err != nil {
-			return err
-		}
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		err = ctx.Err()
 	}
+	cancel() // what is on its way is not delivered
+	consuming.Stop()
+	<-consuming.Closed()
+	return err
+}
+
+// deliver hands a message to each, unless the context has ended.
+func deliver(ctx context.Context, m jetstream.Msg, each func(delivery) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	meta, err := m.Metadata()
+	if err != nil {
+		return err
+	}
+	return each(delivery{message{m.Subject(), m.Headers(), m.Data()}, meta.Sequence.Stream, meta.Timestamp})
 }

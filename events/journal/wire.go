@@ -46,6 +46,48 @@ var headerNames = [attrCount]string{
 	"tombolo-command", "tombolo-command-digest", "tombolo-correlation", "tombolo-causation", "traceparent",
 }
 
+// attrOf is the inverse of headerNames; -1 for a header of somebody else. It is
+// quicker than to look all names up in each message's headers.
+func attrOf(name string) int {
+	switch name {
+	case "ce-specversion":
+		return attrSpec
+	case "ce-id":
+		return attrID
+	case "ce-source":
+		return attrSource
+	case "ce-type":
+		return attrType
+	case "ce-time":
+		return attrTime
+	case "ce-subject":
+		return attrSubject
+	case "ce-datacontenttype":
+		return attrContentType
+	case "tombolo-schema":
+		return attrSchema
+	case "tombolo-revision":
+		return attrRevision
+	case "tombolo-previous":
+		return attrPrevious
+	case "tombolo-actor-account":
+		return attrActorAccount
+	case "tombolo-actor-user":
+		return attrActorUser
+	case "tombolo-command":
+		return attrCommand
+	case "tombolo-command-digest":
+		return attrCommandDigest
+	case "tombolo-correlation":
+		return attrCorrelation
+	case "tombolo-causation":
+		return attrCausation
+	case "traceparent":
+		return attrTraceParent
+	}
+	return -1
+}
+
 const (
 	digestDomain = "tombolo-event-1"
 	sourcePrefix = "urn:uuid:"
@@ -176,15 +218,19 @@ func (c codec) decode(m message) (events.Record, error) {
 // message was not written by a journal with this id.
 func (c codec) envelope(m message) (events.Record, events.Type, error) {
 	var values [attrCount]string
-	for i, name := range headerNames {
-		switch v := m.header[name]; {
-		case len(v) == 1:
-			values[i] = v[0]
-		case len(v) > 1:
+	for name, v := range m.header {
+		i := attrOf(name)
+		if i < 0 {
+			continue
+		}
+		if len(v) != 1 {
 			return events.Record{}, "", foreign(m, "header %s has %d values", name, len(v))
 		}
-		if values[i] == "" && i < required {
-			return events.Record{}, "", foreign(m, "header %s is missing", name)
+		values[i] = v[0]
+	}
+	for i, v := range values[:required] {
+		if v == "" {
+			return events.Record{}, "", foreign(m, "header %s is missing", headerNames[i])
 		}
 	}
 	aggregate, err := events.ParseSubject(m.subject)

@@ -138,7 +138,7 @@ func followed(b *testing.B, j journal.Journal, n int) float64 {
 }
 
 // rebuild folds the whole set into a new store, and gives the events per second.
-func rebuild(b *testing.B, j journal.Journal, n int) float64 {
+func rebuild(b *testing.B, j projections.Follower, n int) float64 {
 	store, err := projections.Open(b.TempDir(), projections.Options{})
 	check(b, err)
 	begun := time.Now()
@@ -158,8 +158,8 @@ func rebuild(b *testing.B, j journal.Journal, n int) float64 {
 }
 
 // memoryBound is the most that the heap may hold while everything is rebuilt, in
-// MiB: the bound that projections.Options states (224), the embedded server, and
-// as much again that is garbage.
+// MiB: the bound that projections.Options states (256), of which the memtables
+// are elsewhere, the embedded server, and as much again that is garbage.
 const memoryBound = 560
 
 // peak samples the memory of the process until stop is called.
