@@ -282,30 +282,6 @@ func TestCopyRegionUnreachable(t *testing.T) {
 	w.Clean()
 }
 
-// TestCopiesOverlapInTime: capability 16: the regions copy side by side.
-func TestCopiesOverlapInTime(t *testing.T) {
-	t.Parallel()
-	w := New(t, realProgram(t), Options{})
-	w.Pools(8)
-	env := w.Create("shop", "beijing", Disk(5, 8*mib))
-	w.Region("beijing").Transfer.Slow(2 * mib)
-	number, operation := w.Save(env, "Shop", "beijing", "chicago", "sydney")
-	w.Done(operation)
-	w.Verified(number, 1, "beijing", "chicago", "sydney")
-	first, last := map[string]uint64{}, map[string]uint64{}
-	for _, f := range w.Facts(1, "work.started", "work.done") {
-		region := strings.Split(f.Subject, ".")[1]
-		if f.Type == "work.started" && region != "beijing" {
-			first[region] = f.Sequence
-		} else {
-			last[region] = f.Sequence
-		}
-	}
-	if !(first["chicago"] < last["sydney"] && first["sydney"] < last["chicago"]) {
-		t.Errorf("the copies came one after the other: started %v, done %v", first, last)
-	}
-}
-
 // TestServerRestartsUnderAgents: agents and their work go on when the control
 // plane is killed and comes back, and its clients find their operation.
 func TestServerRestartsUnderAgents(t *testing.T) {
