@@ -78,13 +78,13 @@ func TestDeleteEverywhere(t *testing.T) {
 	}
 
 	// It comes back and finishes, without being asked again.
-	w.Region("sydney").Start()
 	var deletion struct{ Items []Operation }
 	w.run(tombolo.Path, &deletion, "operation", "ls")
 	i := slices.IndexFunc(deletion.Items, func(o Operation) bool { return string(o.Template) == number && !o.Ended })
 	if i < 0 {
 		t.Fatalf("the deletion is not among the operations: %s", JSON(deletion))
 	}
+	w.Region("sydney").Start()
 	w.run(tombolo.Path, nil, "operation", "wait", string(deletion.Items[i].ID))
 	if holds("sydney") > 0 {
 		t.Error("sydney still holds bytes of what is deleted")

@@ -16,6 +16,7 @@ func TestMapShowsCopies(t *testing.T) {
 	tombolo := realProgram(t)
 	w := New(t, tombolo, Options{Regions: []string{"beijing", "sydney"}})
 	c := copying(t, w, size, size/8)
+	w.Region("beijing").Transfer.Slow(mib) // what is left takes long enough to be looked at
 	at := func() map[string]api.Region {
 		var drawn api.RegionMap
 		if err := w.Client().Get(w.Context(), "/v1/map?for="+url.QueryEscape(c.number), &drawn); err != nil {
