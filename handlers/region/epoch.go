@@ -21,7 +21,7 @@ import (
 func (a *Agent) startEpoch(ctx context.Context) error {
 	run := events.CommandID("epoch-" + a.id + "-" + strconv.FormatInt(time.Now().UnixNano(), 36))
 	sequence, err := retry(ctx, func() (uint64, error) {
-		return a.cfg.Commander.Command(ctx, events.None, events.KindRegion, "start-epoch", run, regions.StartEpoch{
+		return a.cfg.Commander.Command(ctx, "", events.None, events.KindRegion, "start-epoch", run, regions.StartEpoch{
 			Region: a.cfg.Region, Agent: a.id, Transfer: a.TransferAddress(), HTTP: a.HTTPAddress()})
 	})
 	if err != nil {

@@ -284,7 +284,7 @@ func (j *job) report(ctx context.Context, verb string, body any) error {
 func (j *job) command(ctx context.Context, verb string, body any) (uint64, error) {
 	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d at %d", verb, j.epoch, j.attempt, j.Revision)))
 	return retry(ctx, func() (uint64, error) {
-		return j.agent.cfg.Commander.Command(ctx, j.Account, events.KindWork, verb, id, body)
+		return j.agent.cfg.Commander.Command(ctx, j.Operation, j.Account, events.KindWork, verb, id, body)
 	})
 }
 

@@ -23,10 +23,10 @@ type slowTelling struct {
 	heard chan string
 }
 
-func (s *slowTelling) Command(_ context.Context, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
+func (s *slowTelling) Command(_ context.Context, operation events.OperationID, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.said = append(s.said, verb)
+	s.said = append(s.said, verb+" of "+string(operation))
 	s.tip++
 	s.heard <- verb
 	return s.tip, nil
@@ -99,7 +99,7 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	}
 	active--
 	look()
-	if active != 0 || !slices.Equal(told.said, []string{"start", "report-done"}) || len(a.jobs) != 0 {
+	if active != 0 || !slices.Equal(told.said, []string{"start of " + string(id), "report-done of " + string(id)}) || len(a.jobs) != 0 {
 		t.Errorf("a closed order was worked on with %v and left %d jobs", told.said, len(a.jobs))
 	}
 }
