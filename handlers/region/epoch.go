@@ -48,7 +48,7 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 	}
 	if row.Epoch < highest {
 		return &Error{"epoch-from-the-past", fmt.Sprintf("%s is at epoch %d in the journal, and was at %d here", a.cfg.Region, row.Epoch, highest),
-			"this directory belongs to another installation, or the journal was set back"}
+			"if the journal was restored to an earlier state, remove " + a.epochPath() + " and start again; else this directory belongs to another installation"}
 	}
 	if err := a.rememberEpoch(row.Epoch); err != nil {
 		return err
