@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
@@ -101,5 +102,20 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	look()
 	if active != 0 || !slices.Equal(told.said, []string{"start of " + string(id), "report-done of " + string(id)}) || len(a.jobs) != 0 {
 		t.Errorf("a closed order was worked on with %v and left %d jobs", told.said, len(a.jobs))
+	}
+}
+
+// TestOnlyAClosedOrderNeedsNothingMore: a refusal that leaves the order open is
+// waited out. Taken for its end, the work would be begun again at once, for ever.
+func TestOnlyAClosedOrderNeedsNothingMore(t *testing.T) {
+	for _, code := range []string{"work-closed", "work-not-started", "undo-not-ordered"} {
+		if err := closedIsNil(aggregates.Refuse(code, "x")); err != nil {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+	for _, code := range []string{"stale-epoch", "access-denied", "user-unknown", "bad-request", "busy", "work-unknown"} {
+		if closedIsNil(aggregates.Refuse(code, "x")) == nil {
+			t.Errorf("%s is taken for the end of the order", code)
+		}
 	}
 }
