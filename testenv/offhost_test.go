@@ -71,6 +71,9 @@ func TestOffHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	ok("--context", filepath.Join(w.Dir, "up", "context.json"), "env", "create", "-f", "shop.yaml", "--region", "beijing")
+	if region := ok("--context", filepath.Join(w.Dir, "up", "context.json"), "region", "show", "beijing", "-o", "json"); !strings.Contains(region, `"transfer": "`+address+`:`) {
+		t.Errorf("regions on other hosts do not reach it: %s", region)
+	}
 
 	// Whom another authority vouches for is not believed, and nobody answers in clear.
 	c, err := contexts.Read(admin)

@@ -22,14 +22,14 @@ type State struct {
 	cached   bool
 	removing bool
 	removed  bool
-	attempts int
+	attempt  int // 1 for the first since it was wanted
 }
 
 // Fold is the state after e.
 func (s State) Fold(e events.InstanceEvent) State {
 	switch e := e.(type) {
 	case events.CopyWanted:
-		return State{manifest: e.Manifest, cached: e.Cached, attempts: s.attempts + 1}
+		return State{manifest: e.Manifest, cached: e.Cached, attempt: 1}
 	case events.ResourcesMapped:
 		s.mapped, s.mapping, s.waiting = true, e.Map, ""
 	case events.CopyWaiting:
@@ -39,7 +39,7 @@ func (s State) Fold(e events.InstanceEvent) State {
 	case events.CopyFailed:
 		s.failed = true
 	case events.CopyRetried:
-		s.failed, s.waiting, s.verified, s.attempts = false, "", "", e.Attempt
+		s.failed, s.waiting, s.verified, s.attempt = false, "", "", e.Attempt
 	case events.CopyDamaged:
 		s.verified = ""
 	case events.CopyKept:
@@ -47,7 +47,7 @@ func (s State) Fold(e events.InstanceEvent) State {
 	case events.RemovalWanted:
 		s.removing, s.manifest, s.verified = true, "", ""
 	case events.CopyRemoved:
-		return State{removed: true, attempts: s.attempts}
+		return State{removed: true}
 	}
 	return s
 }
@@ -198,15 +198,21 @@ func (c ReportVerified) Decide(s State, _ aggregates.Facts) (events.InstanceEven
 type ReportFailed struct {
 	Ref
 	Cause events.Cause `json:"cause"`
+	// Attempt is the one that failed; 0 is whichever is under way.
+	Attempt int `json:"attempt,omitempty"`
 }
 
-// Decide records the failure of a copy that is wanted and not there.
+// Decide records the failure of a copy that is wanted and not there. What is
+// told of an attempt that a retry has overtaken says nothing of the new one.
 func (c ReportFailed) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error) {
 	if err := s.wantedAt(c.Ref); err != nil {
 		return nil, err
 	}
 	if s.failed || s.verified != "" {
 		return nil, nil
+	}
+	if c.Attempt != 0 && c.Attempt != s.attempt {
+		return nil, aggregates.Already("attempt %d is over, attempt %d is under way", c.Attempt, s.attempt)
 	}
 	return events.CopyFailed{Cause: c.Cause}, nil
 }
@@ -228,7 +234,7 @@ func (c Retry) Decide(s State, _ aggregates.Facts) (events.InstanceEvent, error)
 	case !s.failed && s.waiting == "":
 		return nil, aggregates.Already("%s is still trying", c.Region)
 	}
-	return events.CopyRetried{Operation: c.Operation, Attempt: s.attempts + 1}, nil
+	return events.CopyRetried{Operation: c.Operation, Attempt: s.attempt + 1}, nil
 }
 
 // ReportDamaged says that a scrub found chunks that no longer match.

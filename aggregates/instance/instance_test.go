@@ -52,7 +52,7 @@ func TestWhatWasNeverWantedIsUnknown(t *testing.T) {
 	facts(t).When(RecordMap{ref, nil}).Refused("instance-unknown")
 	facts(t).When(ReportWaiting{ref, why}).Refused("instance-unknown")
 	facts(t).When(ReportVerified{Ref: ref, Manifest: manifest}).Refused("instance-unknown")
-	facts(t).When(ReportFailed{ref, why}).Refused("instance-unknown")
+	facts(t).When(ReportFailed{Ref: ref, Cause: why}).Refused("instance-unknown")
 	facts(t).When(Retry{ref, "op"}).Refused("instance-unknown")
 	facts(t).When(ReportDamaged{ref, 1}).Refused("instance-unknown")
 	facts(t).When(WantRemoval{ref, "op"}).Refused("instance-unknown")
@@ -131,11 +131,21 @@ func TestReportVerified(t *testing.T) {
 }
 
 func TestReportFailed(t *testing.T) {
-	facts(t, wanted, mapped).When(ReportFailed{ref, why}).Then(failed)
-	facts(t, wanted, failed).When(ReportFailed{ref, why}).Nothing()
-	facts(t, wanted, verified).When(ReportFailed{ref, why}).Nothing()
-	facts(t, wanted, verified, damaged).When(ReportFailed{ref, why}).Then(failed)
-	facts(t, wanted, leaving).When(ReportFailed{ref, why}).Refused("copy-not-wanted")
+	facts(t, wanted, mapped).When(ReportFailed{Ref: ref, Cause: why}).Then(failed)
+	facts(t, wanted, failed).When(ReportFailed{Ref: ref, Cause: why}).Nothing()
+	facts(t, wanted, verified).When(ReportFailed{Ref: ref, Cause: why}).Nothing()
+	facts(t, wanted, verified, damaged).When(ReportFailed{Ref: ref, Cause: why}).Then(failed)
+	facts(t, wanted, leaving).When(ReportFailed{Ref: ref, Cause: why}).Refused("copy-not-wanted")
+}
+
+func TestTheFailureOfAnOlderAttemptIsNotTheNewOnes(t *testing.T) {
+	second := events.CopyRetried{Operation: "op3", Attempt: 2}
+	first := ReportFailed{Ref: ref, Cause: why, Attempt: 1}
+	facts(t, wanted).When(first).Then(failed)
+	facts(t, wanted, waiting, second).When(first).Nothing()
+	facts(t, wanted, failed, second).When(first).Nothing()
+	facts(t, wanted, failed, second).When(ReportFailed{Ref: ref, Cause: why, Attempt: 2}).Then(failed)
+	facts(t, wanted, failed, second, leaving, removed, wanted).When(first).Then(failed) // wanted anew, it is the first again
 }
 
 func TestRetry(t *testing.T) {
@@ -148,7 +158,7 @@ func TestRetry(t *testing.T) {
 	facts(t, wanted, failed, second).When(retry).Nothing()
 	facts(t, wanted, failed, second, failed).When(retry).Then(events.CopyRetried{Operation: "op3", Attempt: 3})
 	facts(t, wanted, failed, leaving).When(retry).Refused("copy-not-wanted")
-	facts(t, wanted, leaving, removed, wanted, failed).When(retry).Then(events.CopyRetried{Operation: "op3", Attempt: 3})
+	facts(t, wanted, failed, second, leaving, removed, wanted, failed).When(retry).Then(second)
 }
 
 func TestReportDamaged(t *testing.T) {

@@ -15,8 +15,9 @@ import (
 
 // Client sends commands over the bus. Any NATS client can do the same.
 type Client struct {
-	conn   Requester
-	prefix string
+	conn      Requester
+	prefix    string
+	operation events.OperationID
 }
 
 // Requester is a connection to the bus: a *nats.Conn, or a *bus.Conn, which
@@ -27,11 +28,17 @@ type Requester interface {
 
 // NewClient makes a client of a tenant's user, or of the control plane's own.
 // The connection is the caller's to close.
-func NewClient(conn Requester) *Client { return &Client{conn, CommandPrefix} }
+func NewClient(conn Requester) *Client { return &Client{conn: conn, prefix: CommandPrefix} }
 
 // NewAgentClient makes the client of a region's agent.
 func NewAgentClient(conn Requester, region events.RegionID) *Client {
-	return &Client{conn, AgentPrefix + string(region) + "."}
+	return &Client{conn: conn, prefix: AgentPrefix + string(region) + "."}
+}
+
+// Within is the client for commands that belong to an operation that goes on: it
+// is recorded as the correlation of what follows from them.
+func (c *Client) Within(operation events.OperationID) *Client {
+	return &Client{c.conn, c.prefix, operation}
 }
 
 // Do sends a command and waits for its answer. Sending it again with the same
@@ -46,6 +53,9 @@ func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.K
 	m := nats.NewMsg(c.prefix + string(account) + "." + string(kind) + "." + verb)
 	m.Data = data
 	m.Header.Set(CommandIDHeader, string(id))
+	if c.operation != "" {
+		m.Header.Set(CorrelationHeader, string(c.operation))
+	}
 	reply, err := c.conn.RequestMsgWithContext(ctx, m)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return Answer{}, &aggregates.Refusal{Class: Unavailable, Code: "no-control-plane", Text: "no control plane answers on the bus", Next: "start it, or wait until it is back"}

@@ -30,12 +30,15 @@ func TestAgentsClient(t *testing.T) {
 	start := func(account events.AccountID, kind events.Kind, verb string, id events.CommandID, ref work.Ref) (uint64, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), wait)
 		defer cancel()
-		return agent.Command(ctx, account, kind, verb, id, work.Start{Ref: ref, Epoch: 1})
+		return agent.Command(ctx, "o", account, kind, verb, id, work.Start{Ref: ref, Epoch: 1})
 	}
 	for range 2 {
 		if n, err := start("acme", events.KindWork, "start", "s-1", ref); err != nil || n != 2 {
 			t.Fatalf("sequence %d, %v; want 2", n, err)
 		}
+	}
+	if h := w.history(t, ref.Aggregate("acme")); h[1].Correlation != "o" {
+		t.Errorf("what the agent began is of %q, not of the operation", h[1].Correlation)
 	}
 	for _, c := range []struct {
 		what    string

@@ -29,7 +29,9 @@ func ReservationDue(region events.RegionID, t events.PoolID, owner events.Owner,
 
 // ReplacementDue is a replacement, staged or queued, with a deadline.
 func ReplacementDue(account events.AccountID, t events.TemplateID, op events.OperationID, until time.Time) Due {
-	return due(until, account, fmt.Sprintf("replacement of %s by %s", t, op), template.Expire{Template: t, Operation: op})
+	d := due(until, account, fmt.Sprintf("replacement of %s by %s", t, op), template.Expire{Template: t, Operation: op})
+	d.send = d.send.of(op)
+	return d
 }
 
 // UploadDue is an environment whose disks have not come.
@@ -80,7 +82,7 @@ func (d *Deadlines) Tick(ctx context.Context, now time.Time) error {
 	for _, due := range list {
 		id := events.CommandID(events.DeriveID(due.send.Account, "deadlines", due.send.Step))
 		_, err := due.send.execute(ctx, d.Executor, commands.Origin{
-			Account: due.send.Account, Actor: controlPlane,
+			Account: due.send.Account, Actor: controlPlane, Correlation: string(due.send.operation),
 			Command: events.CommandRef{ID: id, Digest: events.DigestOf([]byte(id))},
 		})
 		if _, refused := aggregates.AsRefusal(err); err == nil || refused {

@@ -75,7 +75,7 @@ func (d *draining) ended() []Send {
 	}
 	var out []Send
 	for _, op := range d.Unfinished {
-		out = append(out, send(events.None, fmt.Sprintf("finish %s", op), operation.Finish{Operation: op, Outcome: events.Succeeded}))
+		out = append(out, send(events.None, fmt.Sprintf("finish %s", op), operation.Finish{Operation: op, Outcome: events.Succeeded}).of(op))
 	}
 	d.Unfinished = nil
 	return out

@@ -232,7 +232,7 @@ func (p *placing) stands(e *effort) (events.Outcome, bool) {
 }
 
 func (p *placing) finish(op events.OperationID, outcome events.Outcome, why *events.Cause) Send {
-	return send(p.Account, fmt.Sprintf("finish %s: %s", op, outcome), operation.Finish{Operation: op, Outcome: outcome, Cause: why})
+	return send(p.Account, fmt.Sprintf("finish %s: %s", op, outcome), operation.Finish{Operation: op, Outcome: outcome, Cause: why}).of(op)
 }
 
 // onCancel has what is not finished undone. A replacement that has taken the

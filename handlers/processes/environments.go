@@ -279,7 +279,7 @@ func (v *environments) gone() []Send {
 }
 
 func (v *environments) finish(op events.OperationID, outcome events.Outcome, why *events.Cause) Send {
-	return send(v.Account, "finish "+string(op), operation.Finish{Operation: op, Outcome: outcome, Cause: why})
+	return send(v.Account, "finish "+string(op), operation.Finish{Operation: op, Outcome: outcome, Cause: why}).of(op)
 }
 
 // Refused: a pool that cannot give is a reason to say no to the environment.

@@ -121,7 +121,7 @@ func evictCopy(r events.Record, w events.CopyWanted, op events.OperationID) []Se
 
 // stays says in the region's operation what could not leave.
 func (v *evicting) stays(why events.Cause) []Send {
-	return []Send{send(events.None, "stays", operation.Finish{Operation: v.Left, Outcome: events.Partly, Cause: &why})}
+	return []Send{send(events.None, "stays", operation.Finish{Operation: v.Left, Outcome: events.Partly, Cause: &why}).of(v.Left)}
 }
 
 // Refused: a template has to be somewhere. With a lost region its last copy is

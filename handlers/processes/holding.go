@@ -30,6 +30,7 @@ type holding struct {
 	From      events.InstanceID         `json:"from,omitempty"` // whose leases it takes over, being the active one
 	Copy      events.WorkID             `json:"copy,omitempty"` // ordered last
 	Copying   bool                      `json:"copying,omitempty"`
+	Attempt   int                       `json:"attempt,omitempty"` // that the copy is ordered for; 0 in rows of before it was kept
 	Removing  bool                      `json:"removing,omitempty"`
 	RemovedBy events.OperationID        `json:"removed_by,omitempty"`
 	Remove    events.WorkID             `json:"remove,omitempty"`
@@ -93,7 +94,7 @@ func (h *holding) Over() bool { return h.Removed || h.Instance == "" }
 func (h *holding) React(r events.Record) []Send {
 	if e, ok := r.Event.(events.CopyWanted); ok {
 		*h = holding{Account: r.Aggregate.Account, Region: r.Aggregate.Region, Instance: events.InstanceID(r.Aggregate.ID),
-			Wanted: e, Reserved: map[string][]events.Lease{}, Missing: pooledTypes(e.Resources), at: r.Sequence}
+			Wanted: e, Reserved: map[string][]events.Lease{}, Missing: pooledTypes(e.Resources), Attempt: 1, at: r.Sequence}
 		return h.reserve(r.Time)
 	}
 	if h.Instance == "" {
@@ -120,6 +121,7 @@ func (h *holding) React(r events.Record) []Send {
 	case events.VersionActivated:
 		return h.onActivated(r, e)
 	case events.CopyRetried:
+		h.Attempt = e.Attempt
 		if !h.Mapped {
 			return h.reserve(r.Time)
 		}
@@ -289,7 +291,7 @@ func (h *holding) onCopy(e events.WorkEvent) []Send {
 
 func (h *holding) copyFailed(why events.Cause) []Send {
 	h.Copying = false
-	return []Send{send(h.Account, "failed", instance.ReportFailed{Ref: h.ref(), Cause: why})}
+	return []Send{send(h.Account, "failed", instance.ReportFailed{Ref: h.ref(), Cause: why, Attempt: h.Attempt})}
 }
 
 func (h *holding) orderRemove() []Send {

@@ -1,6 +1,7 @@
 package processes
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -210,7 +211,7 @@ func (m *manager) advance(ctx context.Context, stored storedRow, rec events.Reco
 		queue = queue[1:]
 		id := events.CommandID(events.DeriveID(s.Account, events.CommandID(m.Name+"/"+stored.Key), fmt.Sprintf("%d/%s", rec.Sequence, s.Step)))
 		_, err := s.execute(ctx, m.executor, commands.Origin{
-			Account: s.Account, Actor: controlPlane, Correlation: rec.Correlation, Causation: rec.ID, TraceParent: rec.TraceParent,
+			Account: s.Account, Actor: controlPlane, Correlation: cmp.Or(string(s.operation), rec.Correlation), Causation: rec.ID, TraceParent: rec.TraceParent,
 			Command: events.CommandRef{ID: id, Digest: events.DigestOf([]byte(id))}, // the event and the step are the body
 		})
 		if refusal, ok := aggregates.AsRefusal(err); ok {

@@ -372,7 +372,13 @@ func (p *placing) onActivated(e events.VersionActivated) []Send {
 
 // next takes the next replacement out of the queue, if there is one.
 func (p *placing) next() Send {
-	return send(p.Account, "next", template.StageNext{Template: p.Template})
+	s := send(p.Account, "next", template.StageNext{Template: p.Template})
+	for _, e := range p.Efforts {
+		if e.Queued {
+			return s.of(e.Operation)
+		}
+	}
+	return s
 }
 
 func (p *placing) onAbandoned(e events.VersionAbandoned) []Send {

@@ -34,8 +34,11 @@ type Send struct {
 	// command's id derives from the row, the event and the step.
 	Step    string
 	Account events.AccountID
-	guards  bool // refused, it takes the sends behind it with it
-	execute func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error)
+	// operation is the one that it is sent for, where that is not the one which
+	// the event that led to it belongs to.
+	operation events.OperationID
+	guards    bool // refused, it takes the sends behind it with it
+	execute   func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error)
 }
 
 // send makes a Send of a command.
@@ -43,6 +46,12 @@ func send[S aggregates.State[S, E], E events.Event](account events.AccountID, st
 	return Send{Step: step, Account: account, execute: func(ctx context.Context, x *commands.Executor, o commands.Origin) (commands.Outcome, error) {
 		return commands.Execute(ctx, x, o, "event", c)
 	}}
+}
+
+// of names the operation that the command is sent for.
+func (s Send) of(op events.OperationID) Send {
+	s.operation = op
+	return s
 }
 
 // guard makes a Send that asks an aggregate whether the sends behind it still

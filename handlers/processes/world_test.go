@@ -350,6 +350,9 @@ func (w *world) check() {
 			}
 			said[r.Aggregate] = e.Outcome
 		}
+		if op, ok := ownOperation(r); ok && r.Correlation != string(op) {
+			w.t.Errorf("%s %s is recorded as %q's, not as its own operation's", r.Event.EventType(), op, r.Correlation)
+		}
 	}
 	for a, s := range pools {
 		if s.Free()+s.Reserved()+s.Bound() != s.Size() {
@@ -416,6 +419,23 @@ func (w *world) checkMaps(pools map[events.Aggregate]pool.State) {
 			}
 		}
 	}
+}
+
+// ownOperation is the operation that an event of the control plane's is of,
+// whichever operation led to it.
+func ownOperation(r events.Record) (events.OperationID, bool) {
+	if r.Actor != controlPlane {
+		return "", false
+	}
+	switch e := r.Event.(type) {
+	case events.ReplacementStaged:
+		return e.Operation, true
+	case events.OperationFinished:
+		return events.OperationID(r.Aggregate.ID), true
+	case events.VersionAbandoned:
+		return e.Operation, e.Cause.Code == "deadline-passed"
+	}
+	return "", false
 }
 
 // replayed hands all events to managers that have lost their rows, and says what

@@ -22,8 +22,9 @@ import (
 // a refusal is an *aggregates.Refusal.
 type Commander interface {
 	// Command has one command executed and gives the sequence of its event, or
-	// of the aggregate's last one when there was nothing to do.
-	Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error)
+	// of the aggregate's last one when there was nothing to do. What follows from
+	// it is recorded as the operation's, if there is one.
+	Command(ctx context.Context, operation events.OperationID, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error)
 }
 
 // Progress is how far a piece of work is. It goes to whoever watches, never

@@ -21,7 +21,7 @@ import (
 func (a *Agent) startEpoch(ctx context.Context) error {
 	run := events.CommandID("epoch-" + a.id + "-" + strconv.FormatInt(time.Now().UnixNano(), 36))
 	sequence, err := retry(ctx, func() (uint64, error) {
-		return a.cfg.Commander.Command(ctx, events.None, events.KindRegion, "start-epoch", run, regions.StartEpoch{
+		return a.cfg.Commander.Command(ctx, "", events.None, events.KindRegion, "start-epoch", run, regions.StartEpoch{
 			Region: a.cfg.Region, Agent: a.id, Transfer: a.TransferAddress(), HTTP: a.HTTPAddress()})
 	})
 	if err != nil {
@@ -48,7 +48,7 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 	}
 	if row.Epoch < highest {
 		return &Error{"epoch-from-the-past", fmt.Sprintf("%s is at epoch %d in the journal, and was at %d here", a.cfg.Region, row.Epoch, highest),
-			"this directory belongs to another installation, or the journal was set back"}
+			"if the journal was restored to an earlier state, remove " + a.epochPath() + " and start again; else this directory belongs to another installation"}
 	}
 	if err := a.rememberEpoch(row.Epoch); err != nil {
 		return err

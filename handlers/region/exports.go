@@ -293,6 +293,9 @@ func (x *exports) begin(ctx context.Context, id string, account events.AccountID
 func (x *exports) disk(ctx context.Context, e *export, name string) (*chunks.Disk, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.open[e.ID] != e {
+		return nil, nil // ended since the reading began: nobody would close it
+	}
 	if d := e.disks[name]; d != nil {
 		return d, nil
 	}
@@ -312,19 +315,25 @@ func (x *exports) disk(ctx context.Context, e *export, name string) (*chunks.Dis
 
 // drop ends an export; a repeat does nothing.
 func (x *exports) drop(ctx context.Context, id string) error {
-	x.mu.Lock()
-	e := x.open[id]
-	delete(x.open, id)
-	x.mu.Unlock()
-	if e != nil {
-		if err := e.close(); err != nil {
-			return err
-		}
+	if err := x.shut(id); err != nil {
+		return err
 	}
 	if err := x.forget(ctx, id); err != nil {
 		return err
 	}
 	return x.agent.collect(ctx)
+}
+
+// shut closes an export's disks; no more of them are opened.
+func (x *exports) shut(id string) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.open[id]
+	if e == nil {
+		return nil
+	}
+	delete(x.open, id)
+	return e.close()
 }
 
 // forget takes away what an export keeps; the file that tells of it goes last.
@@ -338,6 +347,7 @@ func (x *exports) forget(ctx context.Context, id string) error {
 	return nil
 }
 
+// close closes its disks; the exports' mu is held.
 func (e *export) close() error {
 	var errs []error
 	for _, d := range e.disks {

@@ -76,6 +76,34 @@ func left(t *testing.T, a *Agent) (holds, files, stored int) {
 	return len(h), len(ids), stats.Chunks
 }
 
+// TestAnEndedExportOpensNoDisk: whoever reads an export that somebody else ends
+// opens no disk of it any more, which nobody would close.
+func TestAnEndedExportOpensNoDisk(t *testing.T) {
+	a := storeOf(t, t.TempDir())
+	defer closeStore(t, a)
+	id := taken(t, a, bytes.Repeat([]byte("tombolo "), 1<<14)).ID
+	e, done, err := a.exports.begin(t.Context(), id, "acme")
+	if err != nil || e == nil {
+		t.Fatal(e, err)
+	}
+	defer done()
+	if d, err := a.exports.disk(t.Context(), e, "web/root"); d == nil || err != nil {
+		t.Fatal(d, err)
+	}
+	ended, read := make(chan error, 1), make(chan error, 1)
+	go func() { ended <- a.exports.drop(t.Context(), id) }()
+	go func() { // at the same time; it gets a disk or none
+		_, err := a.exports.disk(t.Context(), e, "web/root")
+		read <- err
+	}()
+	if err := errors.Join(<-ended, <-read); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := a.exports.disk(t.Context(), e, "web/root"); d != nil || err != nil {
+		t.Errorf("a disk of an export that was ended: %v, %v", d, err)
+	}
+}
+
 // TestExportsExpire: one that nobody reads goes, with every byte that only it
 // kept; one that is being read does not, and reading postpones its end.
 func TestExportsExpire(t *testing.T) {

@@ -19,7 +19,7 @@ type kind struct {
 }
 
 // kinds is the table of what an agent can do. The effects that each leaves
-// carry the order's id, and are listed by the inventory (inventory.go).
+// carry the order's id, and are listed by Inventory (janitor.go).
 func kinds() map[events.WorkKind]kind {
 	return map[events.WorkKind]kind{
 		events.WorkReceive: {do: (*job).receive, undo: (*job).undoReceive, ready: (*job).received},

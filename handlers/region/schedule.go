@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -237,7 +238,7 @@ func (j *job) perform(ctx context.Context, k kind) error {
 	log := j.agent.cfg.Log.With("work", j.Work, "kind", j.Kind, "epoch", j.epoch, "attempt", j.attempt)
 	ref := work.Ref{Region: j.Region, Work: j.Work}
 	if _, err := j.command(ctx, "start", work.Start{Ref: ref, Epoch: j.epoch}); err != nil {
-		return closedIsNil(err)
+		return j.refused(log, err)
 	}
 	if j.Undo {
 		err := ended(k.undo(j, ctx))
@@ -249,7 +250,7 @@ func (j *job) perform(ctx context.Context, k kind) error {
 		case err == nil:
 			err = j.report(ctx, "report-undone", work.ReportUndone{Ref: ref, Epoch: j.epoch})
 		}
-		return closedIsNil(err)
+		return j.refused(log, err)
 	}
 	result, err := k.do(j, ctx)
 	var p *permanent
@@ -265,7 +266,7 @@ func (j *job) perform(ctx context.Context, k kind) error {
 	default:
 		err = j.report(ctx, "report-done", work.ReportDone{Ref: ref, Epoch: j.epoch, Result: result})
 	}
-	return closedIsNil(err)
+	return j.refused(log, err)
 }
 
 // report says what came of the order, and waits until this agent's own
@@ -284,13 +285,23 @@ func (j *job) report(ctx context.Context, verb string, body any) error {
 func (j *job) command(ctx context.Context, verb string, body any) (uint64, error) {
 	id := events.CommandID(events.DeriveID(j.Account, events.CommandID(j.Work), fmt.Sprintf("%s %d/%d at %d", verb, j.epoch, j.attempt, j.Revision)))
 	return retry(ctx, func() (uint64, error) {
-		return j.agent.cfg.Commander.Command(ctx, j.Account, events.KindWork, verb, id, body)
+		return j.agent.cfg.Commander.Command(ctx, j.Operation, j.Account, events.KindWork, verb, id, body)
 	})
 }
 
-// closedIsNil: an order that was closed meanwhile needs nothing more.
-func closedIsNil(err error) error {
+// refused is what a refusal of a report means for the try.
+func (j *job) refused(log *slog.Logger, err error) error {
+	err = closedIsNil(err)
 	if r, ok := aggregates.AsRefusal(err); ok && r.Code != "stale-epoch" {
+		log.Error("the control plane refuses a report; trying again", "code", r.Code, "error", err)
+	}
+	return err
+}
+
+// closedIsNil: an order that was closed meanwhile needs nothing more. Any other
+// refusal is no end of the order: it is open still, and tried again after a pause.
+func closedIsNil(err error) error {
+	if r, ok := aggregates.AsRefusal(err); ok && slices.Contains([]string{"work-closed", "work-not-started", "undo-not-ordered"}, r.Code) {
 		return nil
 	}
 	return err

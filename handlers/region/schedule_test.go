@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
@@ -23,10 +24,10 @@ type slowTelling struct {
 	heard chan string
 }
 
-func (s *slowTelling) Command(_ context.Context, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
+func (s *slowTelling) Command(_ context.Context, operation events.OperationID, _ events.AccountID, _ events.Kind, verb string, _ events.CommandID, _ any) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.said = append(s.said, verb)
+	s.said = append(s.said, verb+" of "+string(operation))
 	s.tip++
 	s.heard <- verb
 	return s.tip, nil
@@ -99,7 +100,22 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	}
 	active--
 	look()
-	if active != 0 || !slices.Equal(told.said, []string{"start", "report-done"}) || len(a.jobs) != 0 {
+	if active != 0 || !slices.Equal(told.said, []string{"start of " + string(id), "report-done of " + string(id)}) || len(a.jobs) != 0 {
 		t.Errorf("a closed order was worked on with %v and left %d jobs", told.said, len(a.jobs))
+	}
+}
+
+// TestOnlyAClosedOrderNeedsNothingMore: a refusal that leaves the order open is
+// waited out. Taken for its end, the work would be begun again at once, for ever.
+func TestOnlyAClosedOrderNeedsNothingMore(t *testing.T) {
+	for _, code := range []string{"work-closed", "work-not-started", "undo-not-ordered"} {
+		if err := closedIsNil(aggregates.Refuse(code, "x")); err != nil {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+	for _, code := range []string{"stale-epoch", "access-denied", "user-unknown", "bad-request", "busy", "work-unknown"} {
+		if closedIsNil(aggregates.Refuse(code, "x")) == nil {
+			t.Errorf("%s is taken for the end of the order", code)
+		}
 	}
 }

@@ -89,7 +89,7 @@ func (a *Agent) reportHurt(ctx context.Context, h chunks.HurtRoot, role string) 
 	out.Instance = order.Instance
 	id := events.CommandID(events.DeriveID(row.Account, events.CommandID(order.Instance), role))
 	_, err = retry(ctx, func() (uint64, error) {
-		return a.cfg.Commander.Command(ctx, row.Account, events.KindInstance, "report-damaged", id,
+		return a.cfg.Commander.Command(ctx, "", row.Account, events.KindInstance, "report-damaged", id,
 			instance.ReportDamaged{Ref: instance.Ref{Region: a.cfg.Region, Instance: order.Instance}, Chunks: len(h.Chunks)})
 	})
 	if r, refused := aggregates.AsRefusal(err); refused {

@@ -218,9 +218,9 @@ type commander struct {
 	steps *steps
 }
 
-func (c commander) Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
+func (c commander) Command(ctx context.Context, operation events.OperationID, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
 	defer c.steps.tell("command." + verb)()
-	return c.Commander.Command(ctx, account, kind, verb, id, body)
+	return c.Commander.Command(ctx, operation, account, kind, verb, id, body)
 }
 
 // store and session have a step around every method of chunks.Writer and

@@ -182,7 +182,7 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 	if err != nil {
 		return nil, err
 	}
-	// People reach the regions where they reach the control plane.
+	// People, and regions on other hosts, reach the regions where they reach the control plane.
 	host, _, err := net.SplitHostPort(p.listener.Addr().String())
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 	if !trust.Local(host) {
 		advertise = p.advertised(listen)
 	}
-	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: "127.0.0.1:0", HTTPListen: listen, HTTPAdvertise: advertise,
+	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: listen, HTTPListen: listen, TransferAdvertise: advertise, HTTPAdvertise: advertise,
 		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
 }
 

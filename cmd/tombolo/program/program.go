@@ -461,6 +461,12 @@ func explained(err error) error {
 	if errors.Is(err, events.ErrUnknownEvent) {
 		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
 	}
+	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
+		if gap.Found == 0 { // a reader is ahead of it
+			return &Error{"journal-set-back", err.Error(), "the journal was restored to an earlier state: take the folder reads out of this data directory; it is built again"}
+		}
+		return &Error{"journal-gap", err.Error(), "the journal has lost an event: tombolo audit verify --live says which; restore a backup"}
+	}
 	if full := (*journal.FullError)(nil); errors.As(err, &full) {
 		return &Error{full.Code(), err.Error(), "start without what is new (regions, users), and raise the limit: tombolo server grow"}
 	}

@@ -38,13 +38,14 @@ type Unavailable struct{ Code, Text string }
 func (u *Unavailable) Error() string { return u.Text + " (" + u.Code + ")" }
 
 // Command has one command executed and gives the sequence of its event, or of
-// the aggregate's last one when there was nothing to do. Errors: a
+// the aggregate's last one when there was nothing to do. What follows from it is
+// recorded as the operation's, if there is one. Errors: a
 // *aggregates.Refusal, which sending again does not change; after any other
 // (*Unavailable, a time-out, a lost connection) the same command may be sent again.
-func (c *Client) Command(ctx context.Context, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
+func (c *Client) Command(ctx context.Context, operation events.OperationID, account events.AccountID, kind events.Kind, verb string, id events.CommandID, body any) (uint64, error) {
 	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	answer, err := c.commands.Do(within, account, kind, verb, id, body)
+	answer, err := c.commands.Within(operation).Do(within, account, kind, verb, id, body)
 	if r, ok := aggregates.AsRefusal(err); ok && (r.Class == commands.Unavailable || r.Class == commands.Internal) {
 		return 0, &Unavailable{r.Code, r.Text}
 	}
