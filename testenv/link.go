@@ -46,12 +46,7 @@ type mark struct {
 	reached chan struct{}
 }
 
-// NewLink makes a link to a target, which may be set later; it ends with the test.
-func NewLink(t testing.TB, target string) *Link {
-	t.Helper()
-	return newLink(t, t.Cleanup, target)
-}
-
+// newLink makes a link to a target, which may be set later; it ends with the test.
 func newLink(t testing.TB, cleanup func(func()), target string) *Link {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -103,13 +98,6 @@ func (l *Link) Down() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.down
-}
-
-// Up is the bytes forwarded to the target.
-func (l *Link) Up() int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.up
 }
 
 // Passed is closed once so many bytes more have come from the target.
