@@ -161,8 +161,10 @@ func (c AddUser) check() error {
 		return invalid("role-invalid", "an agent needs its region; %q is none", c.Region)
 	case c.Role != events.Agent && c.Region != "":
 		return invalid("role-invalid", "only agents belong to a region")
-	case (c.Role == events.Member) != (len(c.Permissions) > 0):
-		return invalid("role-invalid", "members, and they alone, are given permissions")
+	case c.Role == events.Member && len(c.Permissions) == 0:
+		return invalid("role-invalid", "a member may do what it is given permissions for, and none is given")
+	case c.Role != events.Member && len(c.Permissions) > 0:
+		return invalid("role-invalid", "members alone are given permissions, and a %s is none", c.Role)
 	case len(c.Permissions) > MaxPermissions:
 		return invalid("permission-invalid", "%d permissions are more than a member may have: %d", len(c.Permissions), MaxPermissions)
 	case slices.ContainsFunc(c.Permissions, func(p string) bool { return !isPermission(p) }):

@@ -49,7 +49,7 @@ func (c Claim) Aggregate(events.AccountID) events.Aggregate { return Of(c.Number
 // where it is or was another's; it does not say whose.
 func (c Claim) Decide(s State, f aggregates.Facts) (events.NumberEvent, error) {
 	switch {
-	case !valid(c.Number):
+	case !Valid(c.Number):
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "number-invalid", "%q is not a number from 10000000 to 99999999", c.Number)
 	case c.Owner == "" || c.Account == "":
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "owner-missing", "the number %s is claimed for nobody", c.Number)
@@ -88,7 +88,8 @@ func (c Confirm) Decide(s State, _ aggregates.Facts) (events.NumberEvent, error)
 	return events.NumberConfirmed{Owner: c.Owner}, nil
 }
 
-func valid(n events.TemplateID) bool {
+// Valid says whether it is eight digits, the first not 0: what only a number may look like.
+func Valid(n events.TemplateID) bool {
 	if len(n) != 8 || n[0] == '0' {
 		return false
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -141,6 +142,12 @@ func (c *client) write(ctx context.Context, method, path string, body any) ([]by
 	var accepted api.Accepted
 	if c.app.dryRun && !strings.HasPrefix(path, "/v1/check/") {
 		return nil, accepted, usage("this command has no plan to show; nothing was done").withNext("leave --dry-run away")
+	}
+	if c.app.asOf != "" { // it would be done now, and shown as it was then
+		return nil, accepted, usage("--as-of is for what is read; this command would change how things are now; nothing was done").withNext("leave --as-of away")
+	}
+	if strings.ContainsFunc(c.app.key, unicode.IsControl) {
+		return nil, accepted, usage("--idempotency-key %q has a control character in it", c.app.key)
 	}
 	if body == nil {
 		body = struct{}{}

@@ -184,6 +184,9 @@ func (a *app) bring(ctx context.Context, path, roots string) (out brought, err e
 	if err != nil {
 		return out, err
 	}
+	if _, err := os.Stat(path); err != nil {
+		return out, fail(exitError, "file-unreadable", "what is to be imported cannot be read: %v", err).withNext("name an OVF package, a disk image, or a folder that env export wrote")
+	}
 	if _, stat := os.Stat(filepath.Join(path, graphFile)); stat == nil {
 		if trusted != nil {
 			return out, usage("--trust: %s is a folder that env export wrote, which nobody signs", path)

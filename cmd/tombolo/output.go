@@ -38,6 +38,9 @@ func (a *app) checkOutput() error {
 		if _, err := jp.ParseString(expression); err != nil {
 			return usage("-o %s: %v", a.output, err)
 		}
+		if !strings.HasPrefix(expression, "$") { // it would find nothing, and say nothing
+			return usage("-o %s: a JSONPath begins with $", a.output).withNext("-o 'jsonpath=$.items[*].name', for instance; -o json shows the names")
+		}
 		return nil
 	}
 	return usage("-o %s is not a format", a.output).withNext("table, wide, json, yaml, name or jsonpath=EXPRESSION")
@@ -68,7 +71,7 @@ func (a *app) show(body []byte, s shape) error {
 		return err
 	}
 	if expression, ok := strings.CutPrefix(a.output, "jsonpath="); ok {
-		return printPath(a.out, expression, value)
+		return printPath(a.out, expression, measurable(value))
 	}
 	rows := []any{value}
 	if s.items != "" {
@@ -157,6 +160,29 @@ func text(value any) string {
 		return string(b)
 	}
 	return fmt.Sprint(value)
+}
+
+// measurable has numbers in the place of their texts, for a filter compares numbers
+// ($.items[?(@.version==2)]). A number that neither type holds exactly keeps its text.
+func measurable(value any) any {
+	switch v := value.(type) {
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		if f, err := v.Float64(); err == nil && strings.ContainsAny(v.String(), ".eE") {
+			return f
+		}
+	case []any:
+		for i := range v {
+			v[i] = measurable(v[i])
+		}
+	case map[string]any:
+		for k := range v {
+			v[k] = measurable(v[k])
+		}
+	}
+	return value
 }
 
 // printPath prints what a JSONPath finds, one per line, strings without quotes.

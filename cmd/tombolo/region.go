@@ -64,9 +64,13 @@ func (a *app) regionCommand() *cobra.Command {
 	f.Float64Var(&profile.Latitude, "latitude", 0, "degrees, north positive")
 	f.Float64Var(&profile.Longitude, "longitude", 0, "degrees, east positive")
 
+	var agent string
 	on := func(use, short, verb string, body func() any) *cobra.Command {
 		return a.verb(use+" REGION", short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			path := "/v1/regions/" + url.PathEscape(args[0])
+			if verb == "takeover" && agent == "" {
+				return usage("region takeover needs --agent").withNext("its id is in the file agent-id of its data directory; tombolo region show names the present agent's")
+			}
 			if a.dryRun && verb != "takeover" {
 				return a.showOne(ctx, path+"/holdings", nil, shape{name: "region", columns: []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
 			}
@@ -77,7 +81,6 @@ func (a *app) regionCommand() *cobra.Command {
 	var lost bool
 	retire := on("retire", "End a region for good", "retire", func() any { return map[string]bool{"lost": lost} })
 	retire.Flags().BoolVar(&lost, "lost", false, "what it holds is written off rather than removed")
-	var agent string
 	takeover := on("takeover", "Let another agent own it", "takeover", func() any { return map[string]string{"agent": agent} })
 	takeover.Flags().StringVar(&agent, "agent", "", "id of the agent that may start the next epoch")
 	scrub := a.verb("scrub REGION", "Read back everything in its store; what is damaged is fetched again", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -38,7 +39,10 @@ func readSettings(path string) (program.Settings, error) {
 	if err != nil {
 		return s, fail(exitError, "file-unreadable", "the settings cannot be read: %v", err)
 	}
-	if err := yaml.UnmarshalWithOptions(b, &s, yaml.Strict()); err != nil && strings.TrimSpace(string(b)) != "" {
+	if err := decodeYAML(path, b, &s, yaml.Strict()); err != nil && strings.TrimSpace(string(b)) != "" {
+		if f := new(failure); errors.As(err, &f) {
+			return s, f
+		}
 		return s, fail(exitError, "settings-invalid", "%s: %s", path, yaml.FormatError(err, false, true)).withNext("tombolo up schema says what may stand there")
 	}
 	faults := s.Faults()

@@ -30,7 +30,10 @@ func (c *client) readSpec(ctx context.Context, file string) (spec, error) {
 	if err != nil {
 		return s, fail(exitError, "file-unreadable", "the environment's file cannot be read: %v", err).withNext("tombolo env init writes a sample")
 	}
-	if err := yaml.Unmarshal(b, &s.body); err != nil {
+	if err := decodeYAML(file, b, &s.body); err != nil {
+		if f := new(failure); errors.As(err, &f) {
+			return s, f
+		}
 		return s, fail(exitError, "yaml-invalid", "%s is not YAML:\n%s", file, yaml.FormatError(err, false, true))
 	}
 	findings := s.takeDisks(filepath.Dir(file))

@@ -286,9 +286,10 @@ func (m *meter) add(n, wire int64) {
 		return
 	}
 	m.shown = now
-	t := region.Progress{Region: m.region, Step: m.step, Done: m.done, Total: m.total, Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
+	// The total is what the disks hold, each chunk once; who writes a package reads some of them again.
+	t := region.Progress{Region: m.region, Step: m.step, Done: m.done, Total: max(m.total, m.done), Rate: float64(m.wire) / now.Sub(m.start).Seconds()}
 	if t.Rate > 0 {
-		t.Left = time.Duration(float64(m.total-m.done) / t.Rate * float64(time.Second))
+		t.Left = time.Duration(float64(t.Total-t.Done) / t.Rate * float64(time.Second))
 	}
 	m.bars.report(t)
 }

@@ -46,6 +46,14 @@ func (c *client) await(ctx context.Context, id events.OperationID) error {
 		f.Where = "operation " + string(id)
 		return f.withNext("tombolo operation wait %s", id)
 	}
+	var f *failure
+	if errors.As(err, &f) && f.Where == "" { // it was accepted, and goes on whether or not anybody waits
+		f.Where = "waiting for operation " + string(id)
+		if f.Next != "" {
+			f.Next += "; "
+		}
+		f.Next += "then tombolo operation wait " + string(id)
+	}
 	if err != nil {
 		return err
 	}

@@ -28,9 +28,9 @@ type NetworkSpec struct {
 // MachineSpec is a virtual machine.
 type MachineSpec struct {
 	Name       string          `json:"name"`
-	Power      Power           `json:"power,omitempty"` // running unless said otherwise
-	CPUs       int             `json:"cpus,omitempty"`
-	MemoryMiB  int             `json:"memory_mib,omitempty"`
+	Power      Power           `json:"power,omitempty"`                                     // running unless said otherwise
+	CPUs       int             `json:"cpus,omitempty" minimum:"0" maximum:"4096"`           // 0: not said
+	MemoryMiB  int             `json:"memory_mib,omitempty" minimum:"0" maximum:"67108864"` // 0: not said; at most 64 TiB
 	Disks      []DiskSpec      `json:"disks,omitempty"`
 	Interfaces []InterfaceSpec `json:"interfaces,omitempty"`
 	DependsOn  []string        `json:"depends_on,omitempty"` // machines or datastores that come first

@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -135,8 +137,9 @@ func (s *Server) environmentRoutes() {
 		for _, f := range out.Body.Graph.Validate() {
 			out.Body.Findings = append(out.Body.Findings, Finding(f))
 		}
-		if _, err := commands.Slug(in.Body.Name); err != nil {
-			out.Body.Findings = append(out.Body.Findings, Finding{"name-invalid", "name", err.Error()})
+		var refused *aggregates.Refusal
+		if _, err := commands.Slug(in.Body.Name); errors.As(err, &refused) {
+			out.Body.Findings = append(out.Body.Findings, Finding{refused.Code, "name", refused.Text + ": " + refused.Next})
 		}
 		out.Body.OK = len(out.Body.Findings) == 0
 		return out, nil
@@ -187,13 +190,24 @@ func environment(v projections.Reader, account events.AccountID, ref, region str
 	case len(found) == 0:
 		return none, unknown
 	case len(found) > 1:
+		if usable := slices.DeleteFunc(slices.Clone(found), unusable); len(usable) > 0 {
+			found = usable
+		}
+	}
+	if len(found) > 1 {
 		var where []string
 		for _, f := range found {
-			where = append(where, string(f.Region))
+			where = append(where, fmt.Sprintf("%s in %s (%s)", f.ID, f.Region, f.State))
 		}
-		return none, aggregates.Refuse("environment-ambiguous", "%s have an environment %q", strings.Join(where, " and "), ref).WithNext("name the region, or use the id")
+		return none, aggregates.Refuse("environment-ambiguous", "%d environments are called %q: %s", len(found), ref, strings.Join(where, ", ")).WithNext("name the region, or use the id")
 	}
 	return found[0], nil
+}
+
+// unusable says whether an environment holds its name no longer: one that could not be made, or goes. A name means
+// such a one only where nothing else has the name.
+func unusable(e projections.EnvironmentRow) bool {
+	return e.State == projections.EnvironmentFailed || e.State == projections.EnvironmentDeleting
 }
 
 func (s *Server) knownEnvironment(ctx context.Context, scope Scope, ref, region string) (projections.EnvironmentRow, events.AccountID, error) {

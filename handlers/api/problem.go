@@ -94,7 +94,11 @@ func (s *Server) problemOf(ctx context.Context, err error) *Problem {
 	var graph *commands.GraphError
 	switch {
 	case errors.As(err, &unknown):
-		return problem(http.StatusNotFound, string(unknown.Code), "%s", unknown.Detail)
+		p := problem(http.StatusNotFound, string(unknown.Code), "%s", unknown.Detail)
+		if unknown.Code == projections.CodeTemplateUnknown {
+			return p.withNext("tombolo template ls")
+		}
+		return p
 	case errors.As(err, &ambiguous):
 		return problem(http.StatusConflict, string(projections.CodeReferenceAmbiguous), "%s", ambiguous.Error()).withNext("use the number")
 	case errors.As(err, &graph):

@@ -40,12 +40,15 @@ func (c *call) check(ctx context.Context, o choosing, types map[string]events.Re
 	for _, choice := range o.choices {
 		if !slices.Contains(o.regions, choice.Region) {
 			return aggregates.RefuseAs(aggregates.Invalid, "choice-misplaced", "%s is named for %s in %s, which is not one of the regions: %s",
-				choice.Value, choice.Resource, choice.Region, join(o.regions))
+				choice.Value, choice.Resource, choice.Region, join(slices.Compact(slices.Sorted(slices.Values(o.regions)))))
 		}
 		r, ok := types[choice.Resource]
 		if !ok {
-			return aggregates.Refuse("resource-unknown", "%s is named for %s, and there is no such region-bound resource", choice.Value, choice.Resource).
-				WithNext("there are: %s", strings.Join(slices.Sorted(maps.Keys(types)), ", "))
+			unknown := aggregates.Refuse("resource-unknown", "%s is named for %s, and there is no such region-bound resource", choice.Value, choice.Resource)
+			if len(types) == 0 {
+				return unknown.WithNext("name no value: there is none that is bound to a region")
+			}
+			return unknown.WithNext("there are: %s", strings.Join(slices.Sorted(maps.Keys(types)), ", "))
 		}
 		if r.LeansOn != "" {
 			return aggregates.Refuse("resource-leans", "%s carries the value of %s and has none of its own", choice.Resource, r.LeansOn).

@@ -53,6 +53,10 @@ func createTemplate() Verb {
 			if err != nil {
 				return err
 			}
+			if number.Valid(events.TemplateID(slug)) {
+				return aggregates.RefuseAs(aggregates.Invalid, "name-invalid", "the name %q could be taken for a template's number", r.Name).
+					WithNext("use a name with a letter in it; --number asks for a number")
+			}
 			for what, id := range map[string]string{"environment": string(r.Environment), "region": string(r.Region)} {
 				if !events.IsToken(id) {
 					return badRequest("the field %q is not an id: %.80q", what, id)

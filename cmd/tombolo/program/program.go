@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
@@ -398,7 +399,16 @@ func (p *Program) Run(ctx context.Context) error {
 	}
 	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
-		part("the agent of "+string(a.region), a.Run)
+		part("the agent of "+string(a.region), func(ctx context.Context) error {
+			err := a.Run(ctx)
+			if r, ok := aggregates.AsRefusal(err); ok && r.Code == "region-retired" && ctx.Err() == nil {
+				// Its folder is here still; that is no reason for the other regions not to run.
+				p.config.Log.Warn("the agent has nothing to do: its region was retired for good", "region", a.region)
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return err
+		})
 	}
 	p.server.BaseContext = func(net.Listener) context.Context { return ctx }
 	serve := p.server.Serve
