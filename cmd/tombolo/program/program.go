@@ -24,7 +24,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
@@ -323,7 +322,21 @@ func (p *Program) openAgents(ctx context.Context) error {
 	if p.config.Alone {
 		return nil
 	}
+	view, err := p.feed.Now(projections.Regions{}.Name())
+	if err != nil {
+		return err
+	}
+	defer view.Close()
 	for _, r := range p.config.Regions {
+		row, _, err := projections.Regions{}.Region(view, events.RegionID(r))
+		if err != nil {
+			return err
+		}
+		if row.State == projections.RegionRetired {
+			// Its folder is still here; that keeps no other region from running.
+			p.config.Log.Warn("a region does not run here any more: it was retired for good", "region", r)
+			continue
+		}
 		a, err := p.openAgent(ctx, events.RegionID(r))
 		if err != nil {
 			return fmt.Errorf("start the agent of %s: %w", r, err)
@@ -399,16 +412,7 @@ func (p *Program) Run(ctx context.Context) error {
 	}
 	part("the inbox", p.inbox.Run)
 	for _, a := range p.agents {
-		part("the agent of "+string(a.region), func(ctx context.Context) error {
-			err := a.Run(ctx)
-			if r, ok := aggregates.AsRefusal(err); ok && r.Code == "region-retired" && ctx.Err() == nil {
-				// Its folder is here still; that is no reason for the other regions not to run.
-				p.config.Log.Warn("the agent has nothing to do: its region was retired for good", "region", a.region)
-				<-ctx.Done()
-				return ctx.Err()
-			}
-			return err
-		})
+		part("the agent of "+string(a.region), a.Run)
 	}
 	p.server.BaseContext = func(net.Listener) context.Context { return ctx }
 	serve := p.server.Serve
