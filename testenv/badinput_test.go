@@ -243,6 +243,52 @@ func oversize(t *testing.T, w *World) {
 	}
 }
 
+// receiving waits until a region is to receive the disks of the only environment.
+func (w *World) receiving() {
+	w.t.Helper()
+	for after := w.Position(); ; after++ {
+		var all struct {
+			Position uint64
+			Items    []struct{ State string }
+		}
+		if err := w.Client().Get(w.Context(), "/v1/environments?after="+strconv.FormatUint(after, 10), &all); err != nil {
+			w.t.Fatal(err)
+		}
+		if len(all.Items) == 1 && all.Items[0].State == "receiving" {
+			return
+		}
+		after = all.Position
+	}
+}
+
+// TestInterruptedUpload: whoever ends env create while disks are sent leaves no
+// environment behind.
+func TestInterruptedUpload(t *testing.T) {
+	t.Parallel()
+	tombolo := realProgram(t)
+	w := New(t, tombolo, Options{Regions: []string{"beijing"}})
+	w.File("disk.img", Disk(1, 4*mib))
+	spec := w.File("shop.yaml", []byte(machine+"  - {name: web, disks: [{name: root, file: disk.img}]}\n"))
+	beijing := w.Region("beijing")
+	beijing.Process.Pause()
+	p, err := start(t, t.Cleanup, "env create", filepath.Join(w.Dir, "create.log"), []string{"TOMBOLO_CONTEXT=" + w.contextFile()}, tombolo.Path, "env", "create", "-f", spec, "--region", "beijing", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.receiving()
+	p.Interrupt()
+	beijing.Process.Resume()
+	if code := p.Exit(w.Context()); code != 1 || !strings.Contains(p.Log(), `"code":"interrupted"`) {
+		t.Errorf("exit %d: %s", code, p.Log())
+	}
+	w.Rest()
+	var all struct{ Items []map[string]any }
+	if err := w.Client().Get(w.Context(), "/v1/environments", &all); err != nil || len(all.Items) > 0 {
+		t.Errorf("there is an environment: %s %v", JSON(all.Items), err)
+	}
+	w.Clean()
+}
+
 // TestBadInputDiskChanges: a disk's file that changes while it is sent makes no
 // environment.
 func TestBadInputDiskChanges(t *testing.T) {
@@ -257,19 +303,7 @@ func TestBadInputDiskChanges(t *testing.T) {
 	go func() {
 		ran <- w.CLI(tombolo.Path, "env", "create", "-f", "shop.yaml", "--region", "beijing", "-q", "-o", "json")
 	}()
-	for after := w.Position(); ; after++ { // until the region is to receive what the file was
-		var all struct {
-			Position uint64
-			Items    []struct{ State string }
-		}
-		if err := w.Client().Get(w.Context(), "/v1/environments?after="+strconv.FormatUint(after, 10), &all); err != nil {
-			t.Fatal(err)
-		}
-		if len(all.Items) == 1 && all.Items[0].State == "receiving" {
-			break
-		}
-		after = all.Position
-	}
+	w.receiving()
 	w.File("disk.img", Disk(2, 4*mib))
 	beijing.Process.Resume()
 	if r := <-ran; r.Exit != 1 || !slices.Contains(r.codes(), "disk-changed") {

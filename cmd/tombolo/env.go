@@ -138,7 +138,7 @@ func (a *app) envCreate(one shape) *cobra.Command {
 			if f, ok := errors.AsType[*failure](err); ok && f.Code == "store-full" {
 				never = true // what was sent takes up the room that others need
 			}
-			if never {
+			if never || errors.Is(err, context.Canceled) {
 				return c.abandon(ctx, accepted.ID, err)
 			}
 			return err

@@ -88,9 +88,9 @@ func planText(plan json.RawMessage) string {
 	if json.Unmarshal(plan, &p) != nil {
 		return ""
 	}
-	out := fmt.Sprintf("%.1f MiB to copy, time unknown", float64(p.Copy)/(1<<20))
+	out := fmt.Sprintf("at most %.1f MiB to copy, time unknown", float64(p.Copy)/(1<<20))
 	if p.Estimated != nil {
-		out = fmt.Sprintf("%.1f MiB to copy, about %.1f s", float64(p.Copy)/(1<<20), float64(*p.Estimated)/1000)
+		out = fmt.Sprintf("at most %.1f MiB to copy, about %.1f s", float64(p.Copy)/(1<<20), float64(*p.Estimated)/1000)
 	}
 	for _, l := range p.Addresses {
 		out += fmt.Sprintf("; %s gets %s", l.Resource, l.Value)

@@ -46,6 +46,10 @@ func (c *client) await(ctx context.Context, id events.OperationID) error {
 		f.Where = "operation " + string(id)
 		return f.withNext("tombolo operation wait %s", id)
 	}
+	if errors.Is(err, context.Canceled) {
+		f := fail(exitError, "interrupted", "interrupted; operation %s goes on", id)
+		return f.withNext("tombolo operation wait %s, or tombolo operation cancel %s", id, id)
+	}
 	var f *failure
 	if errors.As(err, &f) && f.Where == "" { // it was accepted, and goes on whether or not anybody waits
 		f.Where = "waiting for operation " + string(id)

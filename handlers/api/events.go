@@ -146,6 +146,9 @@ func (s *Server) filter(ctx context.Context, in *eventsInput) (func(events.Recor
 		}
 	}
 	types := slices.Clone(in.Type)
+	if err := knownWords(in.Kind, types); err != nil {
+		return nil, err
+	}
 	return func(r events.Record) bool {
 		switch {
 		case !all && r.Aggregate.Account != account:
@@ -165,6 +168,23 @@ func (s *Server) filter(ctx context.Context, in *eventsInput) (func(events.Recor
 		}
 		return true
 	}, nil
+}
+
+// knownWords refuses kinds and types that no event has: they would find nothing,
+// and nobody would learn why.
+func knownWords(kinds, types []string) error {
+	known := events.NewRegistry().Definitions()
+	for _, k := range kinds {
+		if !slices.ContainsFunc(known, func(d events.Definition) bool { return string(d.Kind) == k }) {
+			return problem(http.StatusUnprocessableEntity, "kind-unknown", "no event is of the kind %.60q", k).withNext("tombolo events schema lists all types; a kind is what stands before the full stop")
+		}
+	}
+	for _, t := range types {
+		if !slices.ContainsFunc(known, func(d events.Definition) bool { return matchesType(t, string(d.Type)) }) {
+			return problem(http.StatusUnprocessableEntity, "event-type-unknown", "no event is of the type %.60q", t).withNext("tombolo events schema lists all types")
+		}
+	}
+	return nil
 }
 
 func matchesType(pattern, t string) bool {

@@ -143,7 +143,7 @@ func (c *call) atTipWith(ctx context.Context, ask func(*projections.View) error)
 // checkCreate looks at the choices of a new template before its claims, which a
 // refusal would leave behind. A command that was here before is past it.
 func (c *call) checkCreate(ctx context.Context, r TemplateRequest) error {
-	if len(r.Choices) == 0 || c.door.reads == nil {
+	if c.door.reads == nil {
 		return nil
 	}
 	for role, n := range c.numbers(r.Number) {
@@ -154,13 +154,31 @@ func (c *call) checkCreate(ctx context.Context, r TemplateRequest) error {
 	source := events.Source{Environment: r.Environment, Region: r.Region}
 	var types map[string]events.ResourceRef
 	err := c.atTipWith(ctx, func(v *projections.View) (err error) {
+		if err := c.savable(v, source); err != nil {
+			return err
+		}
 		types, err = c.resourcesOf(ctx, v, source)
 		return err
 	})
-	if err != nil {
+	if err != nil || len(r.Choices) == 0 {
 		return err
 	}
 	return c.check(ctx, choosing{choices: r.Choices, regions: append(slices.Clone(r.Regions), r.Region), template: candidate(c.origin, "number/0"), version: 1}, types)
+}
+
+// savable refuses an environment that is not there, or not yet: the region would
+// have nothing to save.
+func (c *call) savable(view *projections.View, source events.Source) error {
+	e, ok, err := projections.Environments{}.Environment(view, source.Environment)
+	switch {
+	case err != nil:
+		return err
+	case !ok || e.Account != c.origin.Account || e.Region != source.Region:
+		return aggregates.RefuseAs(aggregates.NotFound, "environment-unknown", "there is no environment %q in %s", source.Environment, source.Region).WithNext("tombolo env ls")
+	case e.State != projections.EnvironmentCreated:
+		return aggregates.Refuse("environment-not-ready", "environment %s is %s", e.Name, e.State).WithNext("save it when it is created: tombolo env show %s", e.Name)
+	}
+	return nil
 }
 
 // checkReplace looks at the choices of a replacement.

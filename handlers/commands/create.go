@@ -20,6 +20,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 const (
@@ -213,6 +214,11 @@ func (c *call) createEnvironment(ctx context.Context, r EnvironmentRequest, slug
 	ref := environment.Ref{Region: r.Region, Environment: events.EnvironmentID(events.DeriveID(c.origin.Account, c.origin.Command.ID, "environment"))}
 	if o, there, err := Recall[environment.State, events.EnvironmentEvent](ctx, c.door.executor, c.origin, mainRole, ref.Aggregate(c.origin.Account)); there || err != nil {
 		return c.answer(o), err
+	}
+	if c.door.reads != nil {
+		if err := c.atTipWith(ctx, func(v *projections.View) error { return usable(v, r.Region) }); err != nil {
+			return Answer{}, err
+		}
 	}
 	canonical, _, err := documents.Canonical(r.Graph)
 	if err != nil {

@@ -168,7 +168,7 @@ func (i *instantiation) keep(ctx context.Context, again bool) error {
 }
 
 func needsCopy(plan Instantiation) error {
-	text := fmt.Sprintf("%s does not hold version %d of template %s: about %.1f MiB would be copied", plan.Region, plan.Version, plan.Template, float64(plan.Copy)/(1<<20))
+	text := fmt.Sprintf("%s does not hold version %d of template %s: at most %.1f MiB would be copied", plan.Region, plan.Version, plan.Template, float64(plan.Copy)/(1<<20))
 	if plan.Estimated != nil {
 		text += fmt.Sprintf(", which takes about %.1f s", float64(*plan.Estimated)/1000)
 	} else {
