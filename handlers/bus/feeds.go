@@ -117,7 +117,9 @@ func (f *Feeds) Add(ctx context.Context, account events.AccountID) error {
 		Mirror: &jetstream.StreamSource{Name: journalStream, SubjectTransforms: []jetstream.SubjectTransformConfig{
 			{Source: own}, {Source: regions}, // without a destination they only filter
 		}},
-		Storage: jetstream.FileStorage, Compression: jetstream.S2Compression, MaxConsumers: MaxSubscriptions,
+		// What a power cut takes from the end of a mirror comes again from the journal, which is synced: to sync
+		// the mirror too would cost every event a second write to the disk.
+		Storage: jetstream.FileStorage, PersistMode: jetstream.AsyncPersistMode, Compression: jetstream.S2Compression, MaxConsumers: MaxSubscriptions,
 		DenyDelete: true, DenyPurge: true,
 	})
 	if err != nil {

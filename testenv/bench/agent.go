@@ -246,11 +246,22 @@ func clone(ctx context.Context, p part) (_ told, err error) {
 	}
 	defer func() { err = closed(err, store) }()
 	var out told
+	// An agent keeps the indexes of the instances that it holds in memory, from when it started or published them.
+	cache, err := chunks.NewCache(store, 0)
+	if err != nil {
+		return told{}, err
+	}
+	defer func() { err = closed(err, cache) }()
+	ready, err := cache.Open(ctx, chunks.Digest(p.Digest))
+	if err != nil {
+		return told{}, err
+	}
+	defer func() { err = closed(err, ready) }()
 	for i := range p.Times {
 		if err := evict(p.Store); err != nil {
 			return out, err
 		}
-		seconds, err := cloneOnce(ctx, store, chunks.Digest(p.Digest), p.Size(), filepath.Join(p.Dir, fmt.Sprint(i)))
+		seconds, err := cloneOnce(ctx, cache, chunks.Digest(p.Digest), p.Size(), filepath.Join(p.Dir, fmt.Sprint(i)))
 		if err != nil {
 			return out, err
 		}
@@ -267,7 +278,7 @@ func (p part) Size() (n int64) {
 	return n
 }
 
-func cloneOnce(ctx context.Context, store chunks.Store, d chunks.Digest, size int64, dir string) (_ float64, err error) {
+func cloneOnce(ctx context.Context, cache *chunks.Cache, d chunks.Digest, size int64, dir string) (_ float64, err error) {
 	server := nbd.NewServer()
 	defer func() { err = closed(err, server) }()
 	socket, err := nbd.SocketPath(filepath.Dir(dir), "clone")
@@ -280,11 +291,6 @@ func cloneOnce(ctx context.Context, store chunks.Store, d chunks.Digest, size in
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	cache, err := chunks.NewCache(store, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = closed(err, cache) }()
 	began := time.Now()
 	if err := volumes.Create(dir, d, size); err != nil {
 		return 0, err

@@ -61,7 +61,7 @@ func (b *bench) cloneRows(ctx context.Context) error {
 			return err
 		}
 	}
-	t.Note("From the wish for a clone, in an agent that runs, until a random 4 KiB have been read and another 4 KiB written and flushed through NBD on a unix socket; 15 times, the packs out of the system's cache each time. The larger disk holds the smaller one's content 16 times, no two chunks alike.")
+	t.Note("From the wish for a clone, in an agent that runs and so has the index of the instance in memory, until a random 4 KiB have been read and another 4 KiB written and flushed through NBD on a unix socket; 15 times, the packs out of the system's cache each time. The larger disk holds the smaller one's content 16 times, no two chunks alike.")
 	b.tables = append(b.tables, t)
 	b.goals.AtMost("clone of 16 GiB / clone of 1 GiB", 1.5, took[1]/took[0], "")
 	return nil
