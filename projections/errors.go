@@ -17,6 +17,7 @@ const (
 	CodeResumeInvalid Code = "resume-invalid"          // the resume token is not one of this question
 	CodeOutOfOrder    Code = "position-out-of-order"   // a consumer's commit is not later than its position
 	CodeFailed        Code = "projection-feed-stopped" // the feed stopped at an event
+	CodeSetBack       Code = "journal-set-back"        // the journal has another event where the feed's last one was
 
 	CodeTemplateUnknown    Code = "template-unknown"    // the account never had the template
 	CodeTemplateDeleted    Code = "template-deleted"    // the template was deleted; the error says when

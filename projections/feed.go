@@ -2,7 +2,6 @@ package projections
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +25,7 @@ type Feed struct {
 	served   map[string]served // what reads see of each projection
 	builds   map[string]*build // what is built beside it
 	position uint64
+	digest   events.Digest // of the event at position; empty where a store of an earlier program does not say
 	running  bool
 	stopped  error           // why the last Run ended, unless its context did
 	moved    chan struct{}   // closed when anything that Status shows changes
@@ -61,10 +61,11 @@ func (s *Store) Feed(set ...Projection) (*Feed, error) {
 	}
 	b := s.db.NewIndexedBatch()
 	defer b.Close()
-	var err error
-	if f.position, err = readNumber(b, metaKey(metaFeed)); err != nil {
+	last, err := readFolded(b)
+	if err != nil {
 		return nil, err
 	}
+	f.position, f.digest = last.position, last.digest
 	for _, p := range set {
 		if err := f.prepare(b, p); err != nil {
 			return nil, fmt.Errorf("projection %s: %w", p.Name(), err)
@@ -165,8 +166,9 @@ func (f *Feed) dropOthers(b *pebble.Batch) error {
 // Run follows the journal from the stored position, and folds, until the
 // context ends (then it gives the context's error), the journal fails, or an
 // event cannot be folded: a *StoppedError, which is journal.ErrGap if a sequence
-// was skipped. Rows then stand just before that event, reads go on, and Status
-// shows it. It may be run again. A build that fails ends by itself, is shown by
+// was skipped or the journal ends before the position, and CodeSetBack if it has
+// another event there. Rows then stand just before that event, reads go on, and
+// Status shows it. It may be run again. A build that fails ends by itself, is shown by
 // Status, and is tried again by Rebuild or the next Run.
 func (f *Feed) Run(ctx context.Context, from Follower) error {
 	f.mu.Lock()
@@ -180,6 +182,7 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 		b.failed = nil
 	}
 	main := &folder{store: f.store, limit: f.store.options.BatchBytes, at: f.position, targets: f.live(), mark: markFeed}
+	last := folded{f.position, f.digest}
 	f.mu.Unlock()
 
 	buildCtx, cancel := context.WithCancel(ctx)
@@ -194,7 +197,10 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 		f.advance(position, last)
 		return nil
 	}
-	err := main.settle()
+	err := ended(ctx, main, continues(ctx, from, last))
+	if err == nil {
+		err = main.settle()
+	}
 	if err == nil {
 		err = pump(ctx, from, main, main.fold, f.wake)
 	}
@@ -213,9 +219,41 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 	return err
 }
 
-// markFeed stores the feed's position.
-func markFeed(position uint64) (key, value []byte, err error) {
-	return metaKey(metaFeed), binary.BigEndian.AppendUint64(nil, position), nil
+// errSeen ends a following that was for one event.
+var errSeen = errors.New("the event is seen")
+
+// continues checks that the journal still has the event that was folded last: one
+// that was restored from a backup may have grown past it with others, which the
+// sequence alone does not tell. It waits while the journal cannot be reached.
+func continues(ctx context.Context, from Follower, last folded) error {
+	if last.digest == "" {
+		return nil
+	}
+	both, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	// Who asks for the event waits where the journal ends just before it; who asks
+	// for what comes after it is told.
+	var beyond sync.WaitGroup
+	beyond.Go(func() {
+		if err := from.Follow(both, last.position, func(events.Record) error { return errSeen }); !errors.Is(err, errSeen) {
+			end(err)
+		}
+	})
+	var found events.Record
+	end(from.Follow(both, last.position-1, func(r events.Record) error {
+		found = r
+		return errSeen
+	}))
+	beyond.Wait()
+	switch cause := context.Cause(both); {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !errors.Is(cause, errSeen):
+		return cause
+	case found.Sequence != last.position || found.Digest != last.digest:
+		return fail(CodeSetBack, nil, "the journal's event %d is not the one that was folded (%s, not %s)", last.position, found.Digest, last.digest)
+	}
+	return nil
 }
 
 // live gives what the feed itself folds, in the order of the set.
@@ -233,7 +271,7 @@ func (f *Feed) live() []foldTarget {
 func (f *Feed) advance(position uint64, last []events.Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.position = position
+	f.position, f.digest = position, last[len(last)-1].Digest
 	if len(f.builds) > 0 {
 		f.tail = append(f.tail, last...)
 		if extra := len(f.tail) - tailEvents; extra > 0 {
@@ -330,11 +368,11 @@ func (f *Feed) view(asOf *uint64, projections []string) (*View, error) {
 		return nil, err
 	}
 	v := &View{snapshot: f.store.db.NewSnapshot(), spaces: make(map[string]viewSpace, len(names))}
-	folded, err := readNumber(v.snapshot, metaKey(metaFeed))
+	last, err := readFolded(v.snapshot)
 	if err != nil {
 		return nil, errors.Join(err, v.Close())
 	}
-	v.position = f.positionOf(names, folded)
+	v.position = f.positionOf(names, last.position)
 	if asOf != nil {
 		if *asOf > v.position {
 			return nil, errors.Join(&BehindError{Wanted: *asOf, Position: v.position}, v.Close())
@@ -343,7 +381,7 @@ func (f *Feed) view(asOf *uint64, projections []string) (*View, error) {
 	}
 	for _, name := range names {
 		s := viewSpace{served: f.served[name]}
-		rows := folded
+		rows := last.position
 		if s.frozen {
 			rows = s.position
 		}
@@ -354,9 +392,9 @@ func (f *Feed) view(asOf *uint64, projections []string) (*View, error) {
 }
 
 // buildingMark gives the function that says how a build's position is stored.
-func buildingMark(name string, record spaceRecord) func(uint64) (key, value []byte, err error) {
-	return func(position uint64) ([]byte, []byte, error) {
-		record.Position = position
+func buildingMark(name string, record spaceRecord) func(events.Record) (key, value []byte, err error) {
+	return func(last events.Record) ([]byte, []byte, error) {
+		record.Position = last.Sequence
 		value, err := json.Marshal(record)
 		return metaKey(metaBuilding, name), value, err
 	}

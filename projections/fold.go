@@ -45,11 +45,11 @@ type folder struct {
 	store   *Store
 	limit   int // about how many bytes one commit has
 	targets []foldTarget
-	at      uint64 // position of the runs that were handed over
-	mark    func(position uint64) (key, value []byte, err error)
-	moved   func(position uint64, last []events.Record) error // after a commit
-	settle  func() error                                      // when the folder is empty and everything stored
-	hurry   func() bool                                       // reports whether settle has nothing to do
+	at      uint64                                                  // position of the runs that were handed over
+	mark    func(last events.Record) (key, value []byte, err error) // the position that a commit stores
+	moved   func(position uint64, last []events.Record) error       // after a commit
+	settle  func() error                                            // when the folder is empty and everything stored
+	hurry   func() bool                                             // reports whether settle has nothing to do
 
 	t       *txn
 	w       Batch // over t; here so that it is not made anew for each event
@@ -138,7 +138,7 @@ func (f *folder) commit() error {
 	}
 	t, w := f.t, &writing{run: f.t.run, position: f.at + uint64(f.count), last: f.last, done: make(chan struct{})}
 	var err error
-	if t.run.mark, t.run.position, err = f.mark(w.position); err != nil {
+	if t.run.mark, t.run.position, err = f.mark(f.last[len(f.last)-1]); err != nil {
 		return err
 	}
 	if err := f.join(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/journal"
 )
 
 // stream is a journal's follow over a slice that grows.
@@ -48,8 +49,11 @@ func (s *stream) addRecord(r events.Record) uint64 {
 func (s *stream) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
 	for i := int(after); ; {
 		s.mu.Lock()
-		batch, grown := s.records[min(i, len(s.records)):], s.grown
+		batch, grown, short := s.records[min(i, len(s.records)):], s.grown, i > len(s.records)
 		s.mu.Unlock()
+		if short {
+			return &journal.GapError{Missing: after}
+		}
 		for _, r := range batch {
 			if err := each(r); err != nil {
 				return err

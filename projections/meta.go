@@ -8,12 +8,15 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/tombolo-vdc/tombolo/events"
 )
 
 // The store's own records:
 //
 //	m spaces              → the last space number given out (8 bytes, big endian)
-//	m feed                → the feed's position (8 bytes, big endian)
+//	m feed                → the feed's position (8 bytes, big endian) and the digest of the event there
+//	                        (its text; missing where an earlier program wrote it)
 //	m projection <name>   → spaceRecord of what reads are served from
 //	m building <name>     → spaceRecord of what is being built beside it
 //	m consumer <name>     → spaceRecord of a consumer
@@ -76,6 +79,33 @@ func readNumber(from pebble.Reader, key []byte) (uint64, error) {
 		return 0, fmt.Errorf("the store's record %q has %d bytes, not 8", key, len(v))
 	}
 	return binary.BigEndian.Uint64(v), nil
+}
+
+// folded is the last event that a feed has folded.
+type folded struct {
+	position uint64
+	digest   events.Digest // empty where it is not known
+}
+
+// markFeed gives the record that says how far the feed is.
+func markFeed(last events.Record) (key, value []byte, err error) {
+	return metaKey(metaFeed), append(binary.BigEndian.AppendUint64(nil, last.Sequence), last.Digest...), nil
+}
+
+// readFolded reads what markFeed gave.
+func readFolded(from pebble.Reader) (folded, error) {
+	v, err := read(from, metaKey(metaFeed))
+	if err != nil || v == nil {
+		return folded{}, err
+	}
+	if len(v) < 8 {
+		return folded{}, fmt.Errorf("the store's record of its feed has %d bytes, not 8 or more", len(v))
+	}
+	last := folded{binary.BigEndian.Uint64(v), events.Digest(v[8:])}
+	if last.digest != "" && !last.digest.Valid() {
+		return folded{}, fmt.Errorf("the store's record of its feed has %q for a digest", last.digest)
+	}
+	return last, nil
 }
 
 func writeNumber(b *pebble.Batch, key []byte, n uint64) error {

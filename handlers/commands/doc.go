@@ -8,7 +8,7 @@
 // A command is a NATS request: one JSON object under
 //
 //	tombolo.command.<account>.<kind>.<verb>          answered when it is recorded
-//	tombolo.inbox.<account>.<kind>.<verb>            answered when it is stored, executed later (Receipt)
+//	tombolo.inbox.<account>.<kind>.<verb>            answered when it is stored, executed later by what the sender is then (Receipt)
 //	tombolo.agent.<region>.<account>.<kind>.<verb>   from a region's agent
 //
 // with the headers tombolo-command-id (or Nats-Msg-Id), tombolo-if-revision,

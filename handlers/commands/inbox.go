@@ -62,7 +62,7 @@ type envelope struct {
 	Kind        events.Kind      `json:"kind"`
 	Verb        string           `json:"verb"`
 	Command     events.CommandID `json:"command"`
-	From        Identity         `json:"from"`
+	From        Identity         `json:"from"` // as of its acceptance; asked for anew when it is executed
 	IfRevision  *uint64          `json:"if_revision,omitempty"`
 	Correlation string           `json:"correlation,omitempty"`
 	Causation   string           `json:"causation,omitempty"`
@@ -171,10 +171,7 @@ func (in *Inbox) handle(m *message.Message) (err error) {
 		return in.park(ctx, m, "it cannot be read")
 	}
 	r := Request{e.Account, e.Kind, e.Verb, e.Command, e.Body, e.From, e.IfRevision, e.Correlation, e.Causation, e.TraceParent}
-	c, err := in.door.admit(ctx, r)
-	if err == nil {
-		_, err = c.run(ctx)
-	}
+	err = in.execute(ctx, r)
 	no, refused := aggregates.AsRefusal(err)
 	if !refused && FailureOf(err, slog.New(slog.DiscardHandler)).Class == aggregates.Invalid {
 		f := FailureOf(err, in.log)
@@ -189,6 +186,28 @@ func (in *Inbox) handle(m *message.Message) (err error) {
 	case refused:
 		return in.record(ctx, r, no)
 	}
+	return err
+}
+
+// errDirectory: the directory could not say who somebody is.
+var errDirectory = errors.New("the directory does not answer")
+
+// execute executes a command by what its sender is now: who was removed, or may
+// do less than when it was accepted, is refused.
+func (in *Inbox) execute(ctx context.Context, r Request) error {
+	who, err := in.door.asNow(ctx, r.From)
+	if _, refused := aggregates.AsRefusal(err); err != nil && !refused {
+		return fmt.Errorf("%w: %w", errDirectory, err)
+	}
+	if err != nil {
+		return err
+	}
+	r.From = who
+	c, err := in.door.admit(ctx, r)
+	if err != nil {
+		return err
+	}
+	_, err = c.run(ctx)
 	return err
 }
 
@@ -212,7 +231,7 @@ func (in *Inbox) record(ctx context.Context, r Request, no *aggregates.Refusal) 
 // lasting tells failures of what a command needs, which are waited for, from
 // those of the command itself.
 func (in *Inbox) lasting(err error) bool {
-	return errors.Is(err, journal.ErrAmbiguous) || errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrVanished) ||
+	return errors.Is(err, errDirectory) || errors.Is(err, journal.ErrAmbiguous) || errors.Is(err, journal.ErrFull) || errors.Is(err, journal.ErrVanished) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
 		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout)
 }

@@ -166,6 +166,83 @@ func TestInboxWaitsForTheJournal(t *testing.T) {
 	}
 }
 
+// A command is executed by what its sender is then, not when it was accepted.
+func TestInboxAsksAgainWhoSent(t *testing.T) {
+	w := newWorld(t)
+	w.template(t, "10000001")
+	const subject, body = "tombolo.inbox.acme.template.protect", `{"template":"10000001","protected":true}`
+	anns := w.users["actor:acme/ann"]
+	execute := func(id string) events.Record {
+		t.Helper()
+		stop := start(t, w.inbox)
+		defer stop()
+		return w.until(t, of(id))
+	}
+	wants := func(r events.Record, id, code string) {
+		t.Helper()
+		f, ok := r.Event.(events.OperationFinished)
+		if !ok || f.Outcome != events.RolledBack || f.Cause.Code != code || r.Actor != anns.Actor ||
+			r.Aggregate != operation.Of("acme", commands.OperationOf("acme", events.CommandID(id))) {
+			t.Errorf("%+v, want %s", r, code)
+		}
+		if n := len(w.history(t, template.Of("acme", "10000001"))); n != 1 {
+			t.Errorf("%d events of the template", n)
+		}
+	}
+
+	send(t, w.as(t, "ann"), subject, "removed", body).ok(t)
+	delete(w.users, "actor:acme/ann")
+	wants(execute("removed"), "removed", "user-unknown")
+
+	send(t, w.as(t, "ann"), subject, "demoted", body).ok(t)
+	w.users["actor:acme/ann"] = commands.Identity{Actor: anns.Actor, Role: events.Reader}
+	wants(execute("demoted"), "demoted", "access-denied")
+
+	// The control plane itself is in no directory, and may go on.
+	send(t, w.core, subject, "own", body).ok(t)
+	if r := execute("own"); r.Aggregate != template.Of("acme", "10000001") || r.Actor != commands.System().Actor {
+		t.Errorf("%+v", r)
+	}
+	if parked, err := w.inbox.Parked(t.Context()); err != nil || len(parked) != 0 {
+		t.Errorf("%+v, %v", parked, err)
+	}
+}
+
+// silent is a directory that does not answer at first.
+type silent struct {
+	commands.Directory
+	times atomic.Int64
+}
+
+func (s *silent) ByActor(ctx context.Context, a events.Actor) (commands.Identity, error) {
+	if s.times.Add(-1) >= 0 {
+		return commands.Identity{}, errors.New("not now")
+	}
+	return s.Directory.ByActor(ctx, a)
+}
+
+// A directory that does not answer is waited for, longer than a poisonous command would be.
+func TestInboxWaitsForTheDirectory(t *testing.T) {
+	w := newWorld(t)
+	w.template(t, "10000001")
+	send(t, w.as(t, "ann"), "tombolo.inbox.acme.template.protect", "p-1", `{"template":"10000001","protected":true}`).ok(t)
+	directory := &silent{Directory: w.users}
+	directory.times.Store(7)
+	inbox, err := commands.OpenInbox(t.Context(), w.core, w.doorOf(t, w.journal, directory), 64<<20, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox.SetPause(func(int) time.Duration { return time.Millisecond })
+	stop := start(t, inbox)
+	if r := w.until(t, of("p-1")); r.Aggregate != template.Of("acme", "10000001") {
+		t.Errorf("%+v", r)
+	}
+	stop()
+	if parked, err := inbox.Parked(t.Context()); err != nil || len(parked) != 0 || directory.times.Load() > 0 {
+		t.Errorf("%+v, %v", parked, err)
+	}
+}
+
 // What fails for reasons of its own is parked after a few tries.
 func TestInboxParksPoison(t *testing.T) {
 	w := newWorld(t)

@@ -144,6 +144,20 @@ func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity
 	default:
 		return System(), nil
 	}
+	return known(who, err)
+}
+
+// asNow is what the sender of a command that has waited is by now. The control
+// plane itself stays what it is.
+func (d *Door) asNow(ctx context.Context, then Identity) (Identity, error) {
+	if self := System(); then.Actor == self.Actor && then.Role == self.Role {
+		return then, nil
+	}
+	return known(d.directory.ByActor(ctx, then.Actor))
+}
+
+// known refuses whom the directory does not know.
+func known(who Identity, err error) (Identity, error) {
 	if errors.Is(err, ErrUserUnknown) {
 		return Identity{}, aggregates.RefuseAs(aggregates.Denied, "user-unknown", "nobody is known by this credential").
 			WithNext("ask your administrator whether the credential was removed")

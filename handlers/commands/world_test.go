@@ -141,13 +141,19 @@ func newWorld(t testing.TB) *world {
 // newDoor makes a door over a journal.
 func (w *world) newDoor(t testing.TB, j journal.Journal) *commands.Door {
 	t.Helper()
+	return w.doorOf(t, j, w.users)
+}
+
+// doorOf makes a door over a journal that asks a directory.
+func (w *world) doorOf(t testing.TB, j journal.Journal, directory commands.Directory) *commands.Door {
+	t.Helper()
 	access, err := policies.Access()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d, err := commands.New(commands.Options{
 		Executor:  commands.NewExecutor(j, func() time.Time { return w.now() }),
-		Directory: w.users, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Directory: directory, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -475,9 +475,13 @@ func explained(err error) error {
 	if errors.Is(err, events.ErrUnknownEvent) {
 		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
 	}
+	const setBack = "the journal was restored to an earlier state: take the folder reads out of this data directory; it is built again"
+	if reads := (*projections.Error)(nil); errors.As(err, &reads) && reads.Code == projections.CodeSetBack {
+		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+	}
 	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
 		if gap.Found == 0 { // a reader is ahead of it
-			return &Error{"journal-set-back", err.Error(), "the journal was restored to an earlier state: take the folder reads out of this data directory; it is built again"}
+			return &Error{string(projections.CodeSetBack), err.Error(), setBack}
 		}
 		return &Error{"journal-gap", err.Error(), "the journal has lost an event: tombolo audit verify --live says which; restore a backup"}
 	}
