@@ -191,25 +191,9 @@ func (c *client) exportEvents(ctx context.Context, path, until string) (err erro
 	q := url.Values{"limit": {"1000"}, "from": {strconv.FormatUint(last+1, 10)}}
 	set(q, "until", until)
 	written := 0
-	for {
-		r, err := c.request(ctx, http.MethodGet, "/v1/events", q, nil)
-		if err != nil {
-			return err
-		}
-		b, _, err := c.send(r)
-		if err != nil {
-			return err
-		}
-		var page struct {
-			Items    []json.RawMessage `json:"items"`
-			Next     uint64            `json:"next"`
-			Position uint64            `json:"position"`
-		}
-		if err := json.Unmarshal(b, &page); err != nil {
-			return err
-		}
+	err = c.pages(ctx, q, func(items []json.RawMessage, _ []byte) error {
 		var out bytes.Buffer
-		for _, e := range page.Items {
+		for _, e := range items {
 			record, _, of, err := api.ReadEvent(e)
 			if err != nil {
 				return fail(exitError, "not-tombolo", "the server's answer cannot be read: %v", err)
@@ -227,12 +211,10 @@ func (c *client) exportEvents(ctx context.Context, path, until string) (err erro
 		if _, err := f.Write(out.Bytes()); err != nil {
 			return fail(exitError, "file-unwritable", "the export cannot be written: %v", err).withNext("once there is room, the same command goes on")
 		}
-		if page.Next == 0 {
-			break
-		}
-		q.Set("from", strconv.FormatUint(page.Next, 10))
-		q.Del("until")
-		q.Set("to", strconv.FormatUint(page.Position, 10)) // of one moment
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if err := f.Sync(); err != nil {
 		return err

@@ -113,6 +113,12 @@ func (a *app) eventsSchema() *cobra.Command {
 
 // history prints a part of the history, page by page; as JSON one event a line.
 func (c *client) history(ctx context.Context, q url.Values) error {
+	return c.pages(ctx, q, c.app.showEvents)
+}
+
+// pages reads a part of the history as of one moment and calls each with every
+// page of it, its events and the whole answer.
+func (c *client) pages(ctx context.Context, q url.Values, each func(items []json.RawMessage, page []byte) error) error {
 	for {
 		r, err := c.request(ctx, http.MethodGet, "/v1/events", q, nil)
 		if err != nil {
@@ -130,13 +136,14 @@ func (c *client) history(ctx context.Context, q url.Values) error {
 		if err := json.Unmarshal(b, &page); err != nil {
 			return err
 		}
-		if err := c.app.showEvents(page.Items, b); err != nil {
+		if err := each(page.Items, b); err != nil {
 			return err
 		}
 		if page.Next == 0 {
 			return nil
 		}
 		q.Set("from", strconv.FormatUint(page.Next, 10))
+		q.Del("until")
 		q.Set("to", strconv.FormatUint(page.Position, 10)) // of one moment
 	}
 }
