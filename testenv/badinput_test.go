@@ -10,12 +10,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -261,32 +266,80 @@ func (w *World) receiving() {
 	}
 }
 
-// TestInterruptedUpload: whoever ends env create while disks are sent leaves no
-// environment behind.
+// TestInterruptedUpload: whoever ends env create while disks are sent, or before
+// the server has answered at all, leaves no environment behind.
 func TestInterruptedUpload(t *testing.T) {
 	t.Parallel()
 	tombolo := realProgram(t)
-	w := New(t, tombolo, Options{Regions: []string{"beijing"}})
-	w.File("disk.img", Disk(1, 4*mib))
-	spec := w.File("shop.yaml", []byte(machine+"  - {name: web, disks: [{name: root, file: disk.img}]}\n"))
-	beijing := w.Region("beijing")
-	beijing.Process.Pause()
-	p, err := start(t, t.Cleanup, "env create", filepath.Join(w.Dir, "create.log"), []string{"TOMBOLO_CONTEXT=" + w.contextFile()}, tombolo.Path, "env", "create", "-f", spec, "--region", "beijing", "-o", "json")
+	for _, when := range []struct {
+		name     string
+		answered bool
+	}{{"WhileSending", true}, {"BeforeTheAnswer", false}} {
+		t.Run(when.name, func(t *testing.T) {
+			t.Parallel()
+			w := New(t, tombolo, Options{Regions: []string{"beijing"}})
+			w.File("disk.img", Disk(1, 4*mib))
+			spec := w.File("shop.yaml", []byte(machine+"  - {name: web, disks: [{name: root, file: disk.img}]}\n"))
+			answered, interrupted := make(chan struct{}), make(chan struct{})
+			slow := w.slowAnswers(answered, interrupted)
+			beijing := w.Region("beijing")
+			beijing.Process.Pause()
+			p, err := start(t, t.Cleanup, "env create", filepath.Join(w.Dir, "create.log"), []string{"TOMBOLO_CONTEXT=" + slow}, tombolo.Path, "env", "create", "-f", spec, "--region", "beijing", "-o", "json")
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.receiving()
+			if when.answered {
+				close(interrupted)
+				await(t, w.Context(), "env create did not go on", answered)
+				p.Interrupt()
+			} else {
+				p.Interrupt()
+				close(interrupted)
+			}
+			beijing.Process.Resume()
+			if code := p.Exit(w.Context()); code != 1 || !strings.Contains(p.Log(), `"code":"interrupted"`) {
+				t.Errorf("exit %d: %s", code, p.Log())
+			}
+			w.Rest()
+			var all struct{ Items []map[string]any }
+			if err := w.Client().Get(w.Context(), "/v1/environments", &all); err != nil || len(all.Items) > 0 {
+				t.Errorf("there is an environment: %s %v", JSON(all.Items), err)
+			}
+			w.Clean()
+		})
+	}
+}
+
+// slowAnswers is the context of a way to the server on which the answer to a
+// new environment waits for send. Once the sender has it and goes on, got is closed.
+func (w *World) slowAnswers(got chan<- struct{}, send <-chan struct{}) string {
+	w.t.Helper()
+	to, err := url.Parse(w.Admin.HTTP)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	w.receiving()
-	p.Interrupt()
-	beijing.Process.Resume()
-	if code := p.Exit(w.Context()); code != 1 || !strings.Contains(p.Log(), `"code":"interrupted"`) {
-		t.Errorf("exit %d: %s", code, p.Log())
+	var goesOn sync.Once
+	proxy := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) },
+		ModifyResponse: func(r *http.Response) error {
+			switch {
+			case r.Request.Method == http.MethodPost && r.Request.URL.Path == "/v1/environments":
+				<-send
+			case strings.HasPrefix(r.Request.URL.Path, "/v1/environments/"):
+				goesOn.Do(func() { close(got) })
+			}
+			return nil
+		},
+	})
+	w.t.Cleanup(proxy.Close)
+	admin := w.Admin
+	admin.HTTP = proxy.URL
+	file := filepath.Join(w.Dir, "slow.json")
+	if err := admin.Write(file); err != nil {
+		w.t.Fatal(err)
 	}
-	w.Rest()
-	var all struct{ Items []map[string]any }
-	if err := w.Client().Get(w.Context(), "/v1/environments", &all); err != nil || len(all.Items) > 0 {
-		t.Errorf("there is an environment: %s %v", JSON(all.Items), err)
-	}
-	w.Clean()
+	return file
 }
 
 // TestBadInputDiskChanges: a disk's file that changes while it is sent makes no

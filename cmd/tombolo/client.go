@@ -156,7 +156,12 @@ func (c *client) write(ctx context.Context, method, path string, body any) ([]by
 	if err != nil {
 		return nil, accepted, err
 	}
-	r, err := c.request(ctx, method, path, nil, bytes.NewReader(b))
+	if err := ctx.Err(); err != nil {
+		return nil, accepted, err
+	}
+	asking, stop := outlive(ctx, answerPatience)
+	defer stop()
+	r, err := c.request(asking, method, path, nil, bytes.NewReader(b))
 	if err != nil {
 		return nil, accepted, err
 	}
@@ -168,6 +173,10 @@ func (c *client) write(ctx context.Context, method, path string, body any) ([]by
 		r.Header.Set("If-Match", fmt.Sprintf("%q", strconv.FormatUint(c.app.revision, 10)))
 	}
 	answer, _, err := c.send(r)
+	if errors.Is(err, context.Canceled) {
+		return nil, accepted, fail(exitError, "interrupted", "interrupted before the server answered: whether it took the command is not known").
+			withNext("the same command with the same --idempotency-key is done once only")
+	}
 	if err != nil {
 		return nil, accepted, err
 	}
@@ -179,6 +188,20 @@ func (c *client) write(ctx context.Context, method, path string, body any) ([]by
 		c.app.say("nothing to do: %s", accepted.Because)
 	}
 	return answer, accepted, nil
+}
+
+// answerPatience is how long a command that was interrupted still waits for the
+// answer to what it has sent: who does not know what was begun cannot end it.
+const answerPatience = 5 * time.Second
+
+// outlive is a context that ends that long after its parent.
+func outlive(parent context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() {
+		t := time.AfterFunc(patience, cancel)
+		context.AfterFunc(ctx, func() { t.Stop() })
+	})
+	return ctx, func() { stop(); cancel() }
 }
 
 // list reads all pages of a list and gives them as one.
