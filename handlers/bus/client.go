@@ -57,7 +57,24 @@ func Connect(url, seed string, options ...nats.Option) (*Conn, error) {
 	if c.Conn, err = nats.Connect(url, all...); err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w", err)
 	}
+	go c.watch(c.StatusChanged(nats.RECONNECTING, nats.CLOSED))
 	return c, nil
+}
+
+// watch tells the requests that wait when the connection breaks.
+func (c *Conn) watch(lost chan nats.Status) {
+	for s := range lost {
+		c.mu.Lock()
+		for subject, requests := range c.waiting {
+			for r := range requests {
+				r.refuse(&Error{ConnectionLost, "the connection to the bus was lost while the answer of " + subject + " was waited for", nil})
+			}
+		}
+		c.mu.Unlock()
+		if s == nats.CLOSED {
+			c.RemoveStatusListener(lost)
+		}
+	}
 }
 
 // InboxOf is the prefix under which the user with this public key gets answers.
@@ -70,15 +87,6 @@ func InboxOf(public string) string { return "_INBOX." + public }
 func (c *Conn) RequestMsgWithContext(ctx context.Context, m *nats.Msg) (*nats.Msg, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	lost := c.StatusChanged(nats.RECONNECTING, nats.CLOSED)
-	defer c.RemoveStatusListener(lost)
-	go func() {
-		select {
-		case <-lost:
-			cancel(&Error{ConnectionLost, "the connection to the bus was lost while the answer of " + m.Subject + " was waited for", nil})
-		case <-ctx.Done():
-		}
-	}()
 	r := &refusable{cancel}
 	c.mu.Lock()
 	if c.waiting[m.Subject] == nil {

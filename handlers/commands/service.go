@@ -39,9 +39,13 @@ type Service struct {
 	inbox *Inbox // may be nil
 	conn  *nats.Conn
 	micro micro.Service
-	slots chan struct{}
-	work  sync.WaitGroup
 	count map[string]*counters // by endpoint
+
+	jobs   chan micro.Request // to workers that have nothing to do
+	slots  chan struct{}      // one for each worker
+	work   sync.WaitGroup     // commands that are not answered yet
+	closed chan struct{}
+	end    sync.Once
 }
 
 // counters are what became of the commands of one verb. The figures of micro
@@ -62,7 +66,8 @@ type Stats struct {
 // the inbox if there is one. A command is worked on beside others: who sends a
 // second one without waiting for the first must not rely on their order.
 func Serve(conn *nats.Conn, d *Door, inbox *Inbox) (*Service, error) {
-	s := &Service{door: d, inbox: inbox, conn: conn, slots: make(chan struct{}, parallel), count: map[string]*counters{}}
+	s := &Service{door: d, inbox: inbox, conn: conn, count: map[string]*counters{},
+		jobs: make(chan micro.Request), slots: make(chan struct{}, parallel), closed: make(chan struct{})}
 	var err error
 	s.micro, err = micro.AddService(conn, micro.Config{
 		Name: ServiceName, Version: "1.0.0", QueueGroup: queueGroup,
@@ -128,7 +133,13 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	// After what has arrived was handed on.
-	if err := s.conn.Barrier(func() { go func() { s.work.Wait(); close(done) }() }); err != nil {
+	if err := s.conn.Barrier(func() {
+		go func() {
+			s.work.Wait()
+			s.end.Do(func() { close(s.closed) })
+			close(done)
+		}()
+	}); err != nil {
 		return err
 	}
 	select {
@@ -147,14 +158,34 @@ func (s *Service) stats(e *micro.Endpoint) any {
 	return Stats{c.requests.Load(), c.refused.Load(), c.failed.Load(), c.nanoseconds.Load()}
 }
 
-// dispatch hands the message to a goroutine of its own, once there is room.
+// dispatch hands the message to a worker that has nothing to do, or to a new one,
+// once there is room.
 func (s *Service) dispatch(r micro.Request) {
-	s.slots <- struct{}{}
 	s.work.Add(1)
-	go func() {
-		defer func() { <-s.slots; s.work.Done() }()
+	select {
+	case s.jobs <- r:
+		return
+	default:
+	}
+	select {
+	case s.jobs <- r:
+	case s.slots <- struct{}{}:
+		go s.works(r)
+	}
+}
+
+// works serves commands until the service is closed. A goroutine for each command
+// would have to grow its stack each time, which takes longer than deciding.
+func (s *Service) works(r micro.Request) {
+	for {
 		s.serve(r.Subject(), r.Reply(), nats.Header(r.Headers()), r.Data())
-	}()
+		s.work.Done()
+		select {
+		case r = <-s.jobs:
+		case <-s.closed:
+			return
+		}
+	}
 }
 
 // refusal is the answer to a command that was not accepted.

@@ -71,6 +71,24 @@ func newManager(d Definition, j journal.Journal, x *commands.Executor, store *pr
 	return m, err
 }
 
+// pass tells whether the event concerns no row, which most do, and lets it go by:
+// handle is for the others. Where that cannot be told now, handle says why.
+func (m *manager) pass(rec events.Record) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.passed+1 >= passedMost {
+		return false
+	}
+	if rec.Sequence <= max(m.seen, m.store.Position()) {
+		return true
+	}
+	if keys, err := m.keys(rec); err != nil || len(keys) > 0 {
+		return false
+	}
+	m.seen, m.passed = rec.Sequence, m.passed+1
+	return true
+}
+
 // handle has every row that the event concerns react to it, and stores the rows
 // with the position. An error means: not now; the same event comes again.
 func (m *manager) handle(ctx context.Context, rec events.Record) error {
@@ -82,21 +100,15 @@ func (m *manager) handle(ctx context.Context, rec events.Record) error {
 	if rec.Sequence <= max(m.seen, m.store.Position()) {
 		return nil // handled before a restart, or by a retry
 	}
+	keys, err := m.keys(rec)
+	if err != nil {
+		return err
+	}
 	view, err := m.store.View()
 	if err != nil {
 		return err
 	}
 	defer view.Close()
-	keys, err := m.keys(view, rec)
-	if err != nil {
-		return err
-	}
-	if len(keys) == 0 {
-		if m.passed++; m.passed < passedMost {
-			m.seen = rec.Sequence
-			return nil
-		}
-	}
 	var c changes
 	for _, key := range keys {
 		p, parked, err := m.parked.Get(view, key)
@@ -175,13 +187,19 @@ func (m *manager) write(b *projections.Batch, c changes) error {
 	return nil
 }
 
-func (m *manager) keys(view *projections.View, rec events.Record) ([]string, error) {
+// keys names the rows that the event concerns.
+func (m *manager) keys(rec events.Record) ([]string, error) {
 	var failed error
-	keys := m.Keys(rec, func(name string) []string {
-		var out []string
+	keys := m.Keys(rec, func(name string) (out []string) {
+		view, err := m.store.View()
+		if err != nil {
+			failed = errors.Join(failed, err)
+			return nil
+		}
+		defer view.Close()
 		for row, err := range m.rows.All(view, projections.Query[storedRow]{By: m.byName, Prefix: projections.Key{name}}) {
 			if err != nil {
-				failed = err
+				failed = errors.Join(failed, err)
 				break
 			}
 			out = append(out, row.Key)

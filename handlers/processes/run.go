@@ -47,7 +47,7 @@ func newRunner(table []Definition, j journal.Journal, x *commands.Executor, stor
 	router.AddMiddleware(middleware.CorrelationID, middleware.Recoverer)
 	positions := func(handler string) uint64 { return r.manager(handler).store.Position() }
 	for _, m := range r.managers {
-		router.AddConsumerHandler(m.Name, m.Name, stream.New(j, positions, r.fail(log)), func(msg *message.Message) error {
+		router.AddConsumerHandler(m.Name, m.Name, stream.New(j, positions, m.pass, r.fail(log)), func(msg *message.Message) error {
 			return m.handle(msg.Context(), stream.Record(msg))
 		})
 	}

@@ -37,6 +37,7 @@ type Agent struct {
 	ready  *readyDisks
 	reads  *projections.Store
 	feed   *projections.Feed
+	intake *intake // of the feed
 	links  *transfer.Links
 	puller *transfer.Puller
 
@@ -106,6 +107,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if a.feed, err = a.reads.Feed(projections.All()...); err != nil {
 		return nil, err
 	}
+	a.intake = newIntake(cfg.Journal, cfg.Region)
 	a.uploads = &uploads{agent: a}
 	if a.httpListener, err = listen(cfg.HTTPListen); err != nil {
 		return nil, err
@@ -243,7 +245,7 @@ func (a *Agent) Ready(ctx context.Context) error {
 // region is lost to another epoch (stale-epoch).
 func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.feed.Run(ctx, a.cfg.Journal) })
+	g.Go(func() error { return a.feed.Run(ctx, a.intake) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
 	g.Go(func() error { return a.exports.run(ctx) })

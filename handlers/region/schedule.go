@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
@@ -95,16 +96,69 @@ func (a *Agent) schedule(ctx context.Context) error {
 	}
 }
 
-// watch tells when the projections have moved.
+// intake is the journal as the region's projections follow it. It notes the last
+// event that concerns the region's work: the others need no look at the orders.
+type intake struct {
+	projections.Follower
+	region events.RegionID
+
+	mu    sync.Mutex
+	last  uint64
+	moved chan struct{} // closed when last changes
+}
+
+func newIntake(from projections.Follower, region events.RegionID) *intake {
+	return &intake{Follower: from, region: region, moved: make(chan struct{})}
+}
+
+// Follow see projections.Follower.
+func (i *intake) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
+	return i.Follower.Follow(ctx, after, func(r events.Record) error {
+		if r.Aggregate.Region == i.region && (r.Aggregate.Kind == events.KindWork || r.Aggregate.Kind == events.KindRegion) {
+			i.note(r.Sequence)
+		}
+		return each(r)
+	})
+}
+
+func (i *intake) note(sequence uint64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if sequence > i.last { // else a projection is built again
+		i.last = sequence
+		close(i.moved)
+		i.moved = make(chan struct{})
+	}
+}
+
+// next waits for an event after the given one that concerns the region's work.
+func (i *intake) next(ctx context.Context, after uint64) (uint64, error) {
+	for {
+		i.mu.Lock()
+		last, moved := i.last, i.moved
+		i.mu.Unlock()
+		if last > after {
+			return last, nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// watch tells when the projections show something new that concerns the region's work.
 func (a *Agent) watch(ctx context.Context, moved chan<- struct{}) {
-	for ctx.Err() == nil {
-		position, err := a.feed.Position("work-orders", "regions")
+	for seen := uint64(0); ; {
+		last, err := a.intake.next(ctx, seen)
 		if err == nil {
-			err = a.feed.WaitFor(ctx, position+1, "work-orders", "regions")
+			err = a.feed.WaitFor(ctx, last, "work-orders", "regions")
 		}
 		if err != nil {
 			return // Run learns of it from the feed itself
 		}
+		seen = last
 		select {
 		case moved <- struct{}{}:
 		default:

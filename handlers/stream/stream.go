@@ -20,6 +20,7 @@ import (
 type Subscriber struct {
 	journal journal.Journal
 	after   func(handler string) uint64
+	pass    func(events.Record) bool
 	failed  func(handler string, err error)
 
 	mu     sync.Mutex
@@ -29,10 +30,11 @@ type Subscriber struct {
 }
 
 // New makes a subscriber. after gives the position that a handler goes on from;
+// pass lets events go by that are nothing to the handlers, without a message;
 // failed is told when a handler's feed ends by an error (a gap, an unknown
 // event): it does not go on by itself.
-func New(j journal.Journal, after func(handler string) uint64, failed func(handler string, err error)) *Subscriber {
-	return &Subscriber{journal: j, after: after, failed: failed, closed: make(chan struct{})}
+func New(j journal.Journal, after func(handler string) uint64, pass func(events.Record) bool, failed func(handler string, err error)) *Subscriber {
+	return &Subscriber{journal: j, after: after, pass: pass, failed: failed, closed: make(chan struct{})}
 }
 
 // Pauses between deliveries of a message that was nacked.
@@ -50,7 +52,12 @@ func (s *Subscriber) Subscribe(ctx context.Context, handler string) (<-chan *mes
 	s.wg.Go(func() {
 		defer close(out)
 		defer cancel()
-		err := s.journal.Follow(ctx, s.after(handler), func(r events.Record) error { return deliver(ctx, out, r) })
+		err := s.journal.Follow(ctx, s.after(handler), func(r events.Record) error {
+			if s.pass(r) {
+				return ctx.Err()
+			}
+			return deliver(ctx, out, r)
+		})
 		if ctx.Err() == nil && err != nil {
 			s.failed(handler, err)
 		}
