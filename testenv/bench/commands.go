@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tombolo-vdc/tombolo/aggregates/region"
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
@@ -92,7 +93,6 @@ type warm struct {
 // commanding is the real program with its warm aggregates, and the raw server beside it.
 type commanding struct {
 	*bench
-	server  *process.Server
 	user    contexts.Context
 	regions []*warm
 	next    atomic.Uint64
@@ -107,31 +107,59 @@ func (b *bench) commandRows(ctx context.Context) (err error) {
 	if err := c.prepare(ctx, dir); err != nil {
 		return err
 	}
-	if c.server, err = process.Up(ctx, b.binary, dir); err != nil {
-		return err
-	}
-	defer func() {
-		_, derr := c.server.Down()
-		err = errors.Join(err, derr)
-	}()
-	if c.user, err = c.server.Context(""); err != nil {
-		return err
-	}
 	raw, at, err := b.startPart("", partRaw, part{Dir: filepath.Join(b.dir, "raw")})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, raw.End(10*time.Second)) }()
-	t := &report.Table{Name: "commands", Head: []string{"clients", "raw publishes/s", "NATS commands/s", "ratio", "raw p99 ms", "NATS p99 ms", "ratio p99", "HTTP commands/s", "HTTP p99 ms"}}
-	for i, clients := range []int{1, 16, 64} {
-		if err := c.row(ctx, t, at.Address, clients, i == 0); err != nil {
-			return err
-		}
+	t := &report.Table{Name: "commands", Head: []string{"program", "clients", "raw publishes/s", "NATS commands/s", "ratio", "raw p99 ms", "NATS p99 ms", "ratio p99", "HTTP commands/s", "HTTP p99 ms"}}
+	if err := errors.Join(c.rows(ctx, t, at.Address, "server", dir, process.Control), c.rows(ctx, t, at.Address, "up", dir, process.Up)); err != nil {
+		return err
 	}
-	t.Note("`region.takeover` over %d warm regions, each command one event of %d bytes (headers %d, payload %d), synced to the disk before its answer; the program is `tombolo up` with its three regions. Raw: the same bytes, with the expected last sequence of their subject, over TCP to a nats-server of its own process that syncs every message to the same disk. Medians of %d alternating rounds of %s.",
+	t.Note("`region.takeover` over %d warm regions (each was commanded once since the start), each command one event of %d bytes (headers %d, payload %d), synced to the disk before its answer. `server` is the control plane, as it runs where the regions' agents are on hosts of their own; `up` has three agents in the same process, each of which keeps read models of its own, on the same processors. Raw: the same bytes, with the expected last sequence of their subject, over TCP to a nats-server of its own process that syncs every message to the same disk. Medians of %d alternating rounds of %s. The goals are about `server`.",
 		warmAggregates, len(c.event.Data)+headerBytes(c.event.Header), headerBytes(c.event.Header), len(c.event.Data), b.rounds, b.roundTime)
 	b.tables = append(b.tables, t)
 	return nil
+}
+
+// rows measures one way to run the program.
+func (c *commanding) rows(ctx context.Context, t *report.Table, rawURL, name, dir string, start func(ctx context.Context, binary, dir string, flags ...string) (*process.Server, error)) error {
+	server, err := start(ctx, c.binary, dir)
+	if err != nil {
+		return err
+	}
+	c.user, err = server.Context("")
+	if err == nil {
+		err = c.warmUp()
+	}
+	for _, clients := range []int{1, 16, 64} {
+		if err == nil {
+			err = c.row(ctx, t, name, rawURL, clients)
+		}
+	}
+	_, derr := server.Down()
+	return errors.Join(err, derr)
+}
+
+// warmUp commands every region once, so that its state is in memory.
+func (c *commanding) warmUp() error {
+	clients, end, err := c.natsClients(64)
+	defer end()
+	if err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for _, once := range clients {
+		group.Go(func() error {
+			for range (warmAggregates + len(clients) - 1) / len(clients) {
+				if err := once(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 func headerBytes(h nats.Header) (n int) {
@@ -254,8 +282,8 @@ func lastEvent(ctx context.Context, dir string) (_ *nats.Msg, err error) {
 }
 
 // row measures one number of clients: raw, NATS and HTTP take turns.
-func (c *commanding) row(ctx context.Context, t *report.Table, rawURL string, clients int, first bool) error {
-	raw, closeRaw, err := c.rawClients(ctx, rawURL, clients, first)
+func (c *commanding) row(ctx context.Context, t *report.Table, name, rawURL string, clients int) error {
+	raw, closeRaw, err := c.rawClients(ctx, rawURL, name, clients)
 	if err != nil {
 		return err
 	}
@@ -286,14 +314,17 @@ func (c *commanding) row(ctx context.Context, t *report.Table, rawURL string, cl
 		ratio = append(ratio, got[1].rate/got[0].rate)
 		ratio99 = append(ratio99, got[1].p99().Seconds()/got[0].p99().Seconds())
 	}
-	t.Add(clients, median(rate[0]), median(rate[1]), median(ratio), median(p99[0]), median(p99[1]), median(ratio99), median(rate[2]), median(p99[2]))
+	t.Add(name, clients, median(rate[0]), median(rate[1]), median(ratio), median(p99[0]), median(p99[1]), median(ratio99), median(rate[2]), median(p99[2]))
+	if name != "server" {
+		return nil
+	}
 	c.goals.AtLeast(fmt.Sprintf("durable NATS commands / raw publishes, %d clients", clients), 0.8, median(ratio), "")
 	c.goals.AtMost(fmt.Sprintf("accept p99 / raw p99, %d clients", clients), 2, median(ratio99), "")
 	return nil
 }
 
 // rawClients publish the bytes of an event to subjects of their own, with the sequence that each expects.
-func (c *commanding) rawClients(ctx context.Context, url string, clients int, first bool) (out []func() error, end func(), err error) {
+func (c *commanding) rawClients(ctx context.Context, url, name string, clients int) (out []func() error, end func(), err error) {
 	var conns []*nats.Conn
 	end = func() {
 		for _, conn := range conns {
@@ -310,8 +341,8 @@ func (c *commanding) rawClients(ctx context.Context, url string, clients int, fi
 		if err != nil {
 			return nil, end, err
 		}
-		if first && worker == 0 {
-			if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "RAW", Subjects: []string{"tombolo.events.>"}, Discard: jetstream.DiscardNew, DenyDelete: true, DenyPurge: true}); err != nil {
+		if worker == 0 {
+			if _, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{Name: "RAW", Subjects: []string{"tombolo.events.>"}, Discard: jetstream.DiscardNew, DenyDelete: true, DenyPurge: true}); err != nil {
 				return nil, end, err
 			}
 		}
@@ -320,7 +351,7 @@ func (c *commanding) rawClients(ctx context.Context, url string, clients int, fi
 		out = append(out, func() error {
 			subject := n % len(last)
 			n++
-			m := &nats.Msg{Subject: fmt.Sprintf("%s-%d-%d-%d", c.event.Subject, clients, worker, subject), Header: nats.Header{}, Data: c.event.Data}
+			m := &nats.Msg{Subject: fmt.Sprintf("%s-%s-%d-%d-%d", c.event.Subject, name, clients, worker, subject), Header: nats.Header{}, Data: c.event.Data}
 			for k, v := range c.event.Header {
 				m.Header[k] = v
 			}

@@ -36,8 +36,18 @@ type Server struct {
 	config  string
 }
 
-// Up starts the program on a data directory and free ports, and waits until /readyz answers 200.
-func Up(ctx context.Context, binary, dir string, flags ...string) (_ *Server, err error) {
+// Up starts the whole program, its regions included, on a data directory and free ports, and waits until /readyz
+// answers 200.
+func Up(ctx context.Context, binary, dir string, flags ...string) (*Server, error) {
+	return serve(ctx, binary, "up", dir, flags)
+}
+
+// Control starts the control plane alone, whose regions' agents run elsewhere if at all, as Up does.
+func Control(ctx context.Context, binary, dir string, flags ...string) (*Server, error) {
+	return serve(ctx, binary, "server", dir, flags)
+}
+
+func serve(ctx context.Context, binary, verb, dir string, flags []string) (_ *Server, err error) {
 	s := &Server{binary: binary, config: dir + ".config"}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -45,7 +55,7 @@ func Up(ctx context.Context, binary, dir string, flags ...string) (_ *Server, er
 	}
 	defer r.Close()
 	began := time.Now()
-	s.process, err = Start(Command{Args: append([]string{binary, "up", "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "-q", "-o", "json"}, flags...),
+	s.process, err = Start(Command{Args: append([]string{binary, verb, "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "-q", "-o", "json"}, flags...),
 		Env: []string{"XDG_CONFIG_HOME=" + s.config}, Stdout: w})
 	w.Close()
 	if err != nil {
@@ -59,7 +69,7 @@ func Up(ctx context.Context, binary, dir string, flags ...string) (_ *Server, er
 	}
 	if err != nil {
 		_ = s.process.End(10 * time.Second)
-		return nil, fmt.Errorf("tombolo up said nothing: %w\n%s", err, s.process.Errors())
+		return nil, fmt.Errorf("tombolo %s said nothing: %w\n%s", verb, err, s.process.Errors())
 	}
 	for {
 		resp, err := http.Get(s.HTTP + "/readyz")
