@@ -122,7 +122,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		TransferAdvertise: c.TransferAdvertise, HTTPAdvertise: c.HTTPAdvertise,
 		LinkBytesPerSecond: c.LinkBytesPerSecond,
 		HTTP: func(a *region.Agent) http.Handler {
-			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: directory{a.Feed()}, Log: c.Log, Now: time.Now, Host: a,
+			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: &directory{feed: a.Feed()}, Log: c.Log, Now: time.Now, Host: a,
 				Home: c.Enrolment.HTTP, Source: "urn:uuid:" + c.Enrolment.Journal, Version: c.Version, Documents: docs})
 		},
 		Authorize: authorize,
@@ -203,7 +203,7 @@ func authorize(r *http.Request, feed *projections.Feed) (events.AccountID, error
 		return "", errors.New("send the bearer token of your context")
 	}
 	sum := sha256.Sum256([]byte(token))
-	u, found, err := directory{feed}.ByToken(r.Context(), events.Digest("sha256:"+hex.EncodeToString(sum[:])))
+	u, found, err := (&directory{feed: feed}).ByToken(r.Context(), events.Digest("sha256:"+hex.EncodeToString(sum[:])))
 	switch {
 	case err != nil:
 		return "", err

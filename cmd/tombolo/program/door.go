@@ -11,14 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
-	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/trust"
@@ -45,7 +43,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.door, err = commands.New(commands.Options{Executor: p.executor, Directory: directory{p.feed}, Access: access, Documents: p.documents,
+	p.door, err = commands.New(commands.Options{Executor: p.executor, Directory: p.directory, Access: access, Documents: p.documents,
 		Log: p.config.Log.With("part", "door"), Holdings: p.holdings, Reads: reads{p.journal, p.feed}})
 	if err != nil {
 		return err
@@ -137,83 +135,6 @@ func (p *Program) holdings(ctx context.Context, region events.RegionID) (int, er
 	}
 }
 
-// directory answers who is who from the accounts projection.
-type directory struct{ feed *projections.Feed }
-
-var (
-	_ commands.Directory = directory{}
-	_ api.Users          = directory{}
-)
-
-func (d directory) find(ask func(*projections.View) (projections.UserRow, bool, error)) (projections.UserRow, bool, error) {
-	v, err := d.feed.Now(projections.Accounts{}.Name())
-	if err != nil {
-		return projections.UserRow{}, false, err
-	}
-	u, ok, err := ask(v)
-	return u, ok, errors.Join(err, v.Close())
-}
-
-func (d directory) identity(ask func(*projections.View) (projections.UserRow, bool, error)) (commands.Identity, error) {
-	u, ok, err := d.find(ask)
-	if err == nil && !ok {
-		err = commands.ErrUserUnknown
-	}
-	if err != nil {
-		return commands.Identity{}, err
-	}
-	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, nil
-}
-
-// ByCredential finds the user of an account by public key.
-func (d directory) ByCredential(_ context.Context, account events.AccountID, nkey string) (commands.Identity, error) {
-	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
-		u, ok, err := projections.Accounts{}.ByNKey(v, nkey)
-		return u, ok && u.Account == account, err
-	})
-}
-
-// ByActor finds a user by name.
-func (d directory) ByActor(_ context.Context, actor events.Actor) (commands.Identity, error) {
-	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
-		return projections.Accounts{}.User(v, actor.Account, actor.User)
-	})
-}
-
-// ByRegion finds the region's agent.
-func (d directory) ByRegion(_ context.Context, region events.RegionID) (commands.Identity, error) {
-	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
-		agents, err := projections.Accounts{}.Agents(v, region)
-		if err != nil || len(agents) == 0 {
-			return projections.UserRow{}, false, err
-		}
-		return agents[0], true, nil
-	})
-}
-
-// ByToken finds whose a bearer token is.
-func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
-	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
-		return projections.Accounts{}.ByToken(v, token)
-	})
-	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
-}
-
-// busUsers tells the bus who may connect.
-type busUsers struct{ directory *atomic.Pointer[directory] }
-
-// ByNKey finds the user with this public key.
-func (b busUsers) ByNKey(public string) (bus.User, bool) {
-	d := b.directory.Load()
-	if d == nil {
-		return bus.User{}, false
-	}
-	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
-		return projections.Accounts{}.ByNKey(v, public)
-	})
-	return bus.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok && err == nil
-}
-
 // openHTTP makes the HTTP interface. Its listener is open already.
 func (p *Program) openHTTP(ctx context.Context) error {
 	tip, err := p.journal.Tip(ctx)
@@ -230,7 +151,7 @@ func (p *Program) openHTTP(ctx context.Context) error {
 		return err
 	}
 	p.server = &http.Server{
-		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
+		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: p.directory, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: reports,
 			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
 			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),

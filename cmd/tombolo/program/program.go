@@ -66,6 +66,7 @@ type Program struct {
 	journal      *journal.JetStream
 	store        *projections.Store
 	feed         *projections.Feed
+	directory    *directory
 	executor     *commands.Executor
 	runner       *processes.Runner
 	door         *commands.Door
@@ -308,7 +309,8 @@ func (p *Program) openReads() (err error) {
 	if p.feed, err = p.store.Feed(projections.All()...); err != nil {
 		return err
 	}
-	p.users.Store(&directory{p.feed})
+	p.directory = newDirectory(p.feed)
+	p.users.Store(p.directory)
 	p.runner, err = processes.New(p.journal, p.executor, p.store, p.config.Log.With("part", "processes"))
 	return err
 }
@@ -397,7 +399,7 @@ func (p *Program) Run(ctx context.Context) error {
 	// A feed that stopped at an event stays stopped, visibly: /readyz says why,
 	// and what was folded before is still answered.
 	parts.Go(func() {
-		if err := p.feed.Run(ctx, p.journal); ctx.Err() == nil {
+		if err := p.feed.Run(ctx, accountsFollower{p.journal, p.directory}); ctx.Err() == nil {
 			p.config.Log.Error("the projections have stopped", "error", err)
 		}
 	})

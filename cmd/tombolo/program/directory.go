@@ -1,0 +1,155 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/bus"
+	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/projections"
+)
+
+// directory answers who is who from the accounts projection. Who sends a command
+// is asked for every command and changes rarely: answers are kept until an event
+// of any account comes by.
+type directory struct {
+	feed *projections.Feed
+
+	mu      sync.Mutex
+	changed uint64                         // the last event of an account that came by
+	kept    map[string]projections.UserRow // by question, as of changed or later; nil where nothing is kept
+}
+
+// keptMost bounds the answers that are kept; then all are asked for again.
+const keptMost = 10_000
+
+// newDirectory makes a directory that keeps answers: the feed must follow the
+// journal by an accountsFollower.
+func newDirectory(feed *projections.Feed) *directory {
+	return &directory{feed: feed, kept: map[string]projections.UserRow{}}
+}
+
+var (
+	_ commands.Directory = (*directory)(nil)
+	_ api.Users          = (*directory)(nil)
+)
+
+// accountsFollower is the journal as the feed follows it: the directory hears of
+// events of accounts before the feed folds them.
+type accountsFollower struct {
+	projections.Follower
+	directory *directory
+}
+
+// Follow see projections.Follower.
+func (f accountsFollower) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
+	return f.Follower.Follow(ctx, after, func(r events.Record) error {
+		if _, ok := r.Event.(events.AccountEvent); ok {
+			f.directory.forget(r.Sequence)
+		}
+		return each(r)
+	})
+}
+
+// forget drops what is kept: the event may change it once it is folded.
+func (d *directory) forget(sequence uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.changed = max(d.changed, sequence)
+	clear(d.kept)
+}
+
+func (d *directory) find(question string, ask func(*projections.View) (projections.UserRow, bool, error)) (projections.UserRow, bool, error) {
+	d.mu.Lock()
+	u, ok := d.kept[question]
+	d.mu.Unlock()
+	if ok {
+		return u, true, nil
+	}
+	v, err := d.feed.Now(projections.Accounts{}.Name())
+	if err != nil {
+		return projections.UserRow{}, false, err
+	}
+	position := v.Position()
+	u, ok, err = ask(v)
+	if err = errors.Join(err, v.Close()); err != nil || !ok {
+		return u, ok, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.kept == nil || position < d.changed {
+		return u, true, nil // true as of that position, and to be asked for again
+	}
+	if len(d.kept) >= keptMost {
+		clear(d.kept)
+	}
+	d.kept[question] = u
+	return u, true, nil
+}
+
+func (d *directory) identity(question string, ask func(*projections.View) (projections.UserRow, bool, error)) (commands.Identity, error) {
+	u, ok, err := d.find(question, ask)
+	if err == nil && !ok {
+		err = commands.ErrUserUnknown
+	}
+	if err != nil {
+		return commands.Identity{}, err
+	}
+	return commands.Identity{Actor: events.Actor{Account: u.Account, User: u.User}, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, nil
+}
+
+// ByCredential finds the user of an account by public key.
+func (d *directory) ByCredential(_ context.Context, account events.AccountID, nkey string) (commands.Identity, error) {
+	who, err := d.identity("nkey "+nkey, func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByNKey(v, nkey)
+	})
+	if err == nil && who.Actor.Account != account {
+		return commands.Identity{}, commands.ErrUserUnknown
+	}
+	return who, err
+}
+
+// ByActor finds a user by name.
+func (d *directory) ByActor(_ context.Context, actor events.Actor) (commands.Identity, error) {
+	return d.identity("user "+string(actor.Account)+" "+string(actor.User), func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.User(v, actor.Account, actor.User)
+	})
+}
+
+// ByRegion finds the region's agent.
+func (d *directory) ByRegion(_ context.Context, region events.RegionID) (commands.Identity, error) {
+	return d.identity("region "+string(region), func(v *projections.View) (projections.UserRow, bool, error) {
+		agents, err := projections.Accounts{}.Agents(v, region)
+		if err != nil || len(agents) == 0 {
+			return projections.UserRow{}, false, err
+		}
+		return agents[0], true, nil
+	})
+}
+
+// ByToken finds whose a bearer token is.
+func (d *directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
+	u, ok, err := d.find("token "+string(token), func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByToken(v, token)
+	})
+	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
+}
+
+// busUsers tells the bus who may connect.
+type busUsers struct{ directory *atomic.Pointer[directory] }
+
+// ByNKey finds the user with this public key.
+func (b busUsers) ByNKey(public string) (bus.User, bool) {
+	d := b.directory.Load()
+	if d == nil {
+		return bus.User{}, false
+	}
+	u, ok, err := d.find("nkey "+public, func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByNKey(v, public)
+	})
+	return bus.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region}, ok && err == nil
+}
