@@ -26,7 +26,7 @@ func digested(names ...string) *stream {
 // runOut gives what a feed ends with by itself.
 func runOut(t *testing.T, f *Feed, from Follower) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	return f.Run(ctx, from)
 }

@@ -21,7 +21,7 @@ import (
 
 // lateSteps is how long what is still on its way may take to end its process
 // once everything is done.
-const lateSteps = 30 * time.Second
+const lateSteps = 2 * time.Minute
 
 // covered demands that every step has ended a process.
 func (m *matrix) covered() {

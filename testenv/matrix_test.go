@@ -51,7 +51,7 @@ type matrix struct {
 func TestFailureMatrix(t *testing.T) {
 	t.Parallel()
 	kind := ending{t.TempDir()}
-	w := New(t, kind, Options{Regions: []string{"beijing", "sydney"}, Timeout: 9 * time.Minute})
+	w := New(t, kind, Options{Regions: []string{"beijing", "sydney"}, Timeout: 20 * time.Minute})
 	m := &matrix{World: w, t: t, kind: kind, processes: append(w.Regions(), "server"), start: time.Now()}
 	stop := w.Supervise()
 	defer stop()

@@ -20,7 +20,7 @@ import (
 // says that it is behind. TOMBOLO_SEED repeats a run's kills.
 func TestReplaceReadersNeverSeeAMix(t *testing.T) {
 	t.Parallel()
-	replacements, timeout := 250, 9*time.Minute
+	replacements, timeout := 250, 20*time.Minute
 	if os.Getenv("TOMBOLO_SOAK") != "" {
 		replacements, timeout = 1000, time.Hour
 	}

@@ -94,7 +94,7 @@ func New(t testing.TB, kind Kind, o Options) *World {
 		o.Regions = []string{"beijing", "sydney", "chicago"}
 	}
 	if o.Timeout == 0 {
-		o.Timeout = 2 * time.Minute
+		o.Timeout = 5 * time.Minute
 	}
 	if o.Dir == "" {
 		o.Dir = t.TempDir()

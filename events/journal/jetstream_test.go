@@ -285,7 +285,7 @@ func TestServerRestart(t *testing.T) {
 	dir := t.TempDir()
 	s := startServer(t, dir)
 	j := open(t, connect(t, s.ClientURL()), options())
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	seen, done := make(chan uint64, 100), make(chan error, 1)
 	go func() {

@@ -24,7 +24,7 @@ import (
 )
 
 // wait bounds what a test waits for.
-const wait = 20 * time.Second
+const wait = time.Minute
 
 // users is a directory of fixed users.
 type users map[string]commands.Identity

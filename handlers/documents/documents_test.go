@@ -82,7 +82,7 @@ func TestStores(t *testing.T) {
 	key := ed25519.NewKeyFromSeed(seed)
 	for name, store := range stores(t) {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			for _, size := range []int{1, 4000, documents.MaxBytes} {
 				doc := bytes.Repeat([]byte(name), size)[:size]

@@ -73,7 +73,7 @@ func await[E events.Event](i *installation, fits func(events.Record, E) bool) ev
 	i.t.Helper()
 	found := errors.New("found")
 	var out events.Record
-	ctx, cancel := context.WithTimeout(i.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(i.t.Context(), time.Minute)
 	defer cancel()
 	err := i.journal.Follow(ctx, 0, func(r events.Record) error {
 		if e, ok := r.Event.(E); ok && fits(r, e) {

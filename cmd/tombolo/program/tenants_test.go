@@ -19,7 +19,7 @@ import (
 )
 
 // wait bounds what a test waits for.
-const wait = 20 * time.Second
+const wait = time.Minute
 
 func start(t *testing.T, dir string) *program.Program {
 	t.Helper()
