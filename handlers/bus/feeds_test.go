@@ -31,7 +31,7 @@ func next(t *testing.T, conn *bus.Conn, s bus.Subscribed, n int) []string {
 	}
 	var out []string
 	for range n {
-		m, err := consumer.Next(jetstream.FetchMaxWait(5 * time.Second))
+		m, err := consumer.Next(jetstream.FetchMaxWait(time.Minute))
 		if err != nil {
 			t.Fatalf("after %v: %v", out, err)
 		}

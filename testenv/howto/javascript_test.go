@@ -203,7 +203,7 @@ func (f *follower) until(t *testing.T, want []uint64) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(30 * time.Second)
+	late := time.After(2 * time.Minute)
 	for {
 		got := f.read(t)
 		if slices.Equal(got, want) {
