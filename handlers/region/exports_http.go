@@ -224,7 +224,7 @@ func (x *exports) ofInstance(ctx context.Context, account events.AccountID, numb
 		if i.Region != x.agent.cfg.Region || i.Version != version || !i.Verified || i.State == projections.InstanceRemoved {
 			continue
 		}
-		m, _, err := x.agent.manifest(ctx, i.Digest)
+		m, _, err := x.agent.manifest(ctx, slot(number, version), i.Digest)
 		if err != nil {
 			return nil, nil, err
 		}

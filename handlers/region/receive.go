@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -12,8 +11,6 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 )
-
-func itoa(n int) string { return strconv.Itoa(n) }
 
 // received says whether everything that the order waits for has come in, or
 // will not come any more.
