@@ -106,7 +106,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if a.feed, err = a.reads.Feed(projections.All()...); err != nil {
 		return nil, err
 	}
-	a.uploads = &uploads{agent: a}
+	a.uploads = newUploads(a)
 	if a.httpListener, err = listen(cfg.HTTPListen); err != nil {
 		return nil, err
 	}

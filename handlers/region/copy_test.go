@@ -26,7 +26,7 @@ func (cutOff) Get(context.Context, events.Digest) ([]byte, error) { return nil, 
 func TestRemovalLeavesOthersTheirManifest(t *testing.T) {
 	a := storeOf(t, t.TempDir())
 	defer closeStore(t, a)
-	a.ready, a.uploads = newReadyDisks(a.cache), &uploads{agent: a}
+	a.ready, a.uploads = newReadyDisks(a.cache), newUploads(a)
 	if err := os.MkdirAll(filepath.Join(a.cfg.Dir, "manifests"), 0o700); err != nil {
 		t.Fatal(err)
 	}
