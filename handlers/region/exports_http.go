@@ -81,10 +81,10 @@ func (x *exports) register(mux *http.ServeMux) {
 // handle finds out who asks, and answers with what went wrong.
 func (x *exports) handle(next func(http.ResponseWriter, *http.Request, events.AccountID) *problem) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		account, err := x.agent.cfg.Authorize(r, x.agent.feed)
+		account, err := x.agent.cfg.Authorize(r, x.agent.feed, "")
 		var p *problem
 		if err != nil {
-			p = refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+			p = unauthorized(err)
 		} else {
 			p = next(w, r, account)
 		}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -130,6 +131,16 @@ func refuse(status int, code, format string, args ...any) *problem {
 	return &problem{Status: status, Title: http.StatusText(status), Detail: fmt.Sprintf(format, args...), Code: code}
 }
 
+// unauthorized is for whom Authorize does not let in.
+func unauthorized(err error) *problem {
+	if t, ok := errors.AsType[*trust.TicketError](err); ok {
+		p := refuse(http.StatusUnauthorized, t.Code, "%s", t.Text)
+		p.Next = t.Next
+		return p
+	}
+	return refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+}
+
 func (p *problem) write(w http.ResponseWriter, log *slog.Logger) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
@@ -165,9 +176,9 @@ const orderPatience = 5 * time.Second
 
 // find is the open order that waits for the disk, if the asker may serve it.
 func (u *uploads) find(r *http.Request) (upload, *problem) {
-	account, err := u.agent.cfg.Authorize(r, u.agent.feed)
+	account, err := u.agent.cfg.Authorize(r, u.agent.feed, events.EnvironmentID(r.PathValue("environment")))
 	if err != nil {
-		return upload{}, refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+		return upload{}, unauthorized(err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), orderPatience)
 	defer cancel()

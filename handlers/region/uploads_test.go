@@ -30,7 +30,7 @@ func receivingFor(t *testing.T, environments ...events.EnvironmentID) receivingA
 	a := storeOf(t, t.TempDir())
 	t.Cleanup(func() { closeStore(t, a) })
 	a.nudge = make(chan struct{}, 1)
-	a.cfg.Authorize = func(r *http.Request, _ *projections.Feed) (events.AccountID, error) {
+	a.cfg.Authorize = func(r *http.Request, _ *projections.Feed, _ events.EnvironmentID) (events.AccountID, error) {
 		return events.AccountID(r.Header.Get("Authorization")), nil
 	}
 	j := follow(t, a)

@@ -2,14 +2,11 @@ package program
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +105,9 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	}
 	docs := documents.NewRemote(conn, c.Enrolment.Signer)
 	control := client.New(conn, c.Enrolment.Region)
+	holders := func(f *projections.Feed) ticketHolders {
+		return ticketHolders{directory{f}, c.Enrolment.Signer, c.Enrolment.Region}
+	}
 	composed := region.Config{
 		Dir: c.Dir, Region: c.Enrolment.Region,
 		Journal: j, Commander: control, Documents: docs,
@@ -122,10 +122,12 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		TransferAdvertise: c.TransferAdvertise, HTTPAdvertise: c.HTTPAdvertise,
 		LinkBytesPerSecond: c.LinkBytesPerSecond,
 		HTTP: func(a *region.Agent) http.Handler {
-			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: directory{a.Feed()}, Log: c.Log, Now: time.Now, Host: a,
+			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: holders(a.Feed()), Log: c.Log, Now: time.Now, Host: a,
 				Home: c.Enrolment.HTTP, Source: "urn:uuid:" + c.Enrolment.Journal, Version: c.Version, Documents: docs})
 		},
-		Authorize: authorize,
+		Authorize: func(r *http.Request, f *projections.Feed, environment events.EnvironmentID) (events.AccountID, error) {
+			return holders(f).authorize(r, environment)
+		},
 	}
 	if c.Instrument != nil {
 		c.Instrument(&composed)
@@ -193,22 +195,4 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 	}
 	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: listen, HTTPListen: listen, TransferAdvertise: advertise, HTTPAdvertise: advertise,
 		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
-}
-
-// authorize reads the bearer token of an upload and gives the account it acts
-// for. Readers, agents, and members who may not create environments, send no disks.
-func authorize(r *http.Request, feed *projections.Feed) (events.AccountID, error) {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return "", errors.New("send the bearer token of your context")
-	}
-	sum := sha256.Sum256([]byte(token))
-	u, found, err := directory{feed}.ByToken(r.Context(), events.Digest("sha256:"+hex.EncodeToString(sum[:])))
-	switch {
-	case err != nil:
-		return "", err
-	case !found || u.Role != events.Administrator && u.Role != events.Operator && !slices.Contains(u.Permissions, "environment.create"):
-		return "", errors.New("nobody who may send disks is known by this token")
-	}
-	return u.Account, nil
 }

@@ -33,6 +33,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 		return err
 	}
 	p.signer = signing.Public().(ed25519.PublicKey)
+	p.tickets = func(t trust.Ticket) (string, error) { return t.Issue(signing) }
 	if p.documents, err = documents.Open(ctx, p.conn, signing, 0); err != nil {
 		return err
 	}
@@ -191,12 +192,63 @@ func (d directory) ByRegion(_ context.Context, region events.RegionID) (commands
 	})
 }
 
-// ByToken finds whose a bearer token is.
-func (d directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
-	u, ok, err := d.find(func(v *projections.View) (projections.UserRow, bool, error) {
-		return projections.Accounts{}.ByToken(v, token)
+// ByBearer finds whose a bearer token is. Only its digest is looked up.
+func (d directory) ByBearer(_ context.Context, token string) (api.User, bool, error) {
+	return d.user(func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByToken(v, events.DigestOf([]byte(token)))
 	})
+}
+
+func (d directory) user(which func(*projections.View) (projections.UserRow, bool, error)) (api.User, bool, error) {
+	u, ok, err := d.find(which)
 	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
+}
+
+// ticketHolders knows who comes to a region's agent: people with tickets of the
+// control plane. What they may do is what the region's own reads say by now, so
+// that a user who was removed has a ticket for nothing.
+type ticketHolders struct {
+	directory
+	signer ed25519.PublicKey
+	region events.RegionID
+}
+
+var _ api.Users = ticketHolders{}
+
+// ByBearer finds who shows a ticket to ask the region.
+func (h ticketHolders) ByBearer(_ context.Context, ticket string) (api.User, bool, error) {
+	return h.holder(ticket, trust.ToAsk, "")
+}
+
+func (h ticketHolders) holder(shown string, purpose trust.Purpose, environment events.EnvironmentID) (api.User, bool, error) {
+	t, err := trust.ReadTicket(shown, h.signer, h.region, purpose, environment, time.Now())
+	if err != nil {
+		return api.User{}, false, err
+	}
+	return h.user(func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.User(v, t.Account, t.User)
+	})
+}
+
+// authorize reads the ticket of an upload to an environment, or of an export. It
+// lets in neither readers, nor agents, nor members who may not create environments.
+func (h ticketHolders) authorize(r *http.Request, environment events.EnvironmentID) (events.AccountID, error) {
+	shown, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return "", errors.New("send a ticket of the control plane as bearer")
+	}
+	purpose := trust.ToAsk
+	if environment != "" {
+		purpose = trust.ToUpload
+	}
+	u, found, err := h.holder(strings.TrimSpace(shown), purpose, environment)
+	switch {
+	case err != nil:
+		return "", err
+	case !found || !u.SendsDisks():
+		return "", errors.New("nobody who may send or read disks is known by this ticket")
+	}
+	return u.Account, nil
 }
 
 // busUsers tells the bus who may connect.
@@ -232,7 +284,7 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: directory{p.feed}, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: reports,
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Tickets: p.tickets, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
 			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,

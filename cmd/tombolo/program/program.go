@@ -73,6 +73,7 @@ type Program struct {
 	feeds        *bus.Feeds
 	journalID    string
 	signer       ed25519.PublicKey
+	tickets      api.Tickets
 	authority    *trust.Authority
 	tls          *tls.Config // of whatever does not listen on loopback
 	documents    *documents.Bucket
