@@ -147,11 +147,18 @@ func (w *world) newDoor(t testing.TB, j journal.Journal) *commands.Door {
 // doorOf makes a door over a journal that asks a directory.
 func (w *world) doorOf(t testing.TB, j journal.Journal, directory commands.Directory) *commands.Door {
 	t.Helper()
+	return w.doorReading(t, j, directory, nil)
+}
+
+// doorReading makes a door that has reads, too.
+func (w *world) doorReading(t testing.TB, j journal.Journal, directory commands.Directory, reads commands.Reads) *commands.Door {
+	t.Helper()
 	access, err := policies.Access()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d, err := commands.New(commands.Options{
+		Reads:     reads,
 		Executor:  commands.NewExecutor(j, func() time.Time { return w.now() }),
 		Directory: directory, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})

@@ -97,9 +97,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.ready = newReadyDisks(a.cache)
-	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
-		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
-	}
+	a.ready.keepAll(context.Background(), a.store, cfg.Log)
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
 	}
