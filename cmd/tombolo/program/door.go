@@ -181,17 +181,6 @@ func (d directory) ByActor(_ context.Context, actor events.Actor) (commands.Iden
 	})
 }
 
-// ByRegion finds the region's agent.
-func (d directory) ByRegion(_ context.Context, region events.RegionID) (commands.Identity, error) {
-	return d.identity(func(v *projections.View) (projections.UserRow, bool, error) {
-		agents, err := projections.Accounts{}.Agents(v, region)
-		if err != nil || len(agents) == 0 {
-			return projections.UserRow{}, false, err
-		}
-		return agents[0], true, nil
-	})
-}
-
 // ByBearer finds whose a bearer token is. Only its digest is looked up.
 func (d directory) ByBearer(_ context.Context, token string) (api.User, bool, error) {
 	return d.user(func(v *projections.View) (projections.UserRow, bool, error) {
