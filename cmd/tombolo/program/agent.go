@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -42,7 +43,10 @@ type AgentConfig struct {
 // RegionAgent is a region's agent with its connection to the bus.
 type RegionAgent struct {
 	*region.Agent
-	conn *bus.Conn
+	conn   *bus.Conn
+	log    *slog.Logger
+	region events.RegionID
+	ends   time.Time // of its certificate
 }
 
 // Close ends both.
@@ -65,7 +69,39 @@ func (p *Program) Devices(id events.RegionID) (string, error) {
 }
 
 // Run is the agent's. Errors besides its own: *Error with event-unknown.
-func (a *RegionAgent) Run(ctx context.Context) error { return explained(a.Agent.Run(ctx)) }
+func (a *RegionAgent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { a.watchCertificate(ctx) })
+	defer watch.Wait()
+	defer cancel()
+	return explained(a.Agent.Run(ctx))
+}
+
+// watchCertificate says once a day that the certificate ends soon, until the
+// context ends.
+func (a *RegionAgent) watchCertificate(ctx context.Context) {
+	day := time.NewTicker(24 * time.Hour)
+	defer day.Stop()
+	for now := time.Now(); ; {
+		a.tellEnd(now)
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-day.C:
+		}
+	}
+}
+
+func (a *RegionAgent) tellEnd(now time.Time) {
+	if a.ends.Sub(now) < trust.EndsSoon {
+		a.log.Warn("the region's certificate ends; after that no other region believes it", "ends", a.ends.UTC(), "next", enrolAgain(a.region))
+	}
+}
+
+func enrolAgain(r events.RegionID) string {
+	return fmt.Sprintf("enrol again (tombolo agent enroll --region %s -o FILE; one that runs in the control plane's process: start that again), and start the agent with it", r)
+}
 
 // reconnectPause is how long an agent waits between attempts to reach the bus.
 const reconnectPause = 500 * time.Millisecond
@@ -86,6 +122,13 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	certificate, authority, err := c.Enrolment.identity()
 	if err != nil {
 		return nil, err
+	}
+	if err := trust.CheckRegion(certificate, authority, c.Enrolment.Region, time.Now()); err != nil {
+		var bad *trust.CertificateError
+		if !errors.As(err, &bad) {
+			return nil, err
+		}
+		return nil, &Error{bad.Code, bad.Text, enrolAgain(c.Enrolment.Region) + "; if it is good, look at this host's clock"}
 	}
 	if strings.HasPrefix(c.Enrolment.NATS, "tls://") {
 		options = append(options, nats.Secure(trust.ToControl(authority)))
@@ -136,7 +179,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	return &RegionAgent{a, conn}, nil
+	return &RegionAgent{a, conn, c.Log, c.Enrolment.Region, certificate.Leaf.NotAfter}, nil
 }
 
 // openRemoteJournal opens the journal for reading, as soon as the bus is there.
