@@ -480,6 +480,9 @@ func explained(err error) error {
 	if reads := (*projections.Error)(nil); errors.As(err, &reads) && reads.Code == projections.CodeSetBack {
 		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
 	}
+	if errors.Is(err, journal.ErrSetBack) {
+		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+	}
 	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
 		if gap.Found == 0 { // a reader is ahead of it
 			return &Error{string(projections.CodeSetBack), err.Error(), setBack}
