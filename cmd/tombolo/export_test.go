@@ -341,6 +341,9 @@ func (w *world) stranger(e *exported) (token, ticket string) {
 	if _, err := e.at.send(w.t.Context(), http.MethodGet, e.base+"/v1/regions?after="+strconv.FormatUint(added.Sequence, 10), nil, nil); err != nil {
 		w.t.Fatal(err)
 	}
+	if _, err := c.read(w.t.Context(), "/v1/regions", nil); err != nil { // as far as the control plane goes
+		w.t.Fatal(err)
+	}
 	eve := *c
 	eve.context.Token = token
 	eve.context.Account, eve.context.Home = "acme", "acme"

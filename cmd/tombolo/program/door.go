@@ -51,7 +51,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.inbox, err = commands.OpenInbox(ctx, p.conn, p.door, min(inboxBytes, p.bus.MaxStore()/8), 0); err != nil {
+	if p.inbox, err = commands.OpenInbox(ctx, p.conn, p.door, inboxLimit(p.bus.MaxStore()), 0); err != nil {
 		return err
 	}
 	service, err := commands.Serve(p.conn, p.door, p.inbox)

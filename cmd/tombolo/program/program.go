@@ -267,7 +267,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	limit := min(journalBytes, p.bus.MaxStore()/2)
+	limit := min(journalBytes, mostOfJournal(p.bus.MaxStore()))
 	if p.config.Bytes != 0 {
 		limit = p.config.Bytes
 	}
@@ -406,6 +406,7 @@ func (p *Program) Run(ctx context.Context) error {
 	part("the processes", p.runner.Run)
 	part("the deadlines", p.endDeadlines)
 	parts.Go(func() { p.followTenants(ctx) })
+	parts.Go(func() { p.watchStore(ctx) })
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
@@ -517,6 +518,9 @@ func (p *Program) Close() error {
 // ready are the program's own checks.
 func (p *Program) ready() []api.Check {
 	out := []api.Check{{Name: "bus", Err: p.bus.Ready()}}
+	if used, most, err := p.bus.Room(); err == nil {
+		out = append(out, api.Check{Name: fmt.Sprintf("bus's room (%d of %d bytes)", used, most), Warning: storeFullness(journal.LevelOf(used, most))})
+	}
 	if at, err := p.feed.Position(); err == nil && at < p.bootstrapped {
 		out = append(out, api.Check{Name: "catching up", Err: fmt.Errorf("position %d of %d", at, p.bootstrapped)})
 	}
