@@ -411,6 +411,21 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 			t.Errorf("%s %s %s: %s %s, want %d %s", c.method, c.path, c.body, resp.Status, b, c.status, c.code)
 		}
 	}
+	// A ticket is worth what its user may do by now.
+	c := w.client()
+	_, removed, err := c.write(t.Context(), http.MethodDelete, "/v1/accounts/acme/users/eve", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.at.send(t.Context(), http.MethodGet, e.base+"/v1/regions?after="+strconv.FormatUint(removed.Sequence, 10), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	gone := &entrance{client: c, ticket: stranger}
+	for path, code := range map[string]string{"/v1/regions": "credentials-unknown", "/v1/exports/" + e.ID: "not-authenticated"} {
+		if _, err := gone.send(t.Context(), http.MethodGet, e.base+path, nil, nil); codeOf(err) != code {
+			t.Errorf("%s by the ticket of a user who was removed: %v, want %s", path, err, code)
+		}
+	}
 	if kept := w.kept(); len(kept) != 1 {
 		t.Errorf("refused requests have left %v", kept)
 	}
