@@ -401,9 +401,21 @@ func TestWrongCertificate(t *testing.T) {
 		e[field] = string(b)
 	}
 	sydney.Process.Kill()
-	if err := os.WriteFile(sydney.Enrolment, []byte(JSON(e)), 0o600); err != nil {
-		t.Fatal(err)
+	enrol := func() {
+		t.Helper()
+		if err := os.WriteFile(sydney.Enrolment, []byte(JSON(e)), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	// The agent itself sees that its certificate is not of the authority it believes.
+	enrol()
+	refused := sydney.Launch(sydney.Dir)
+	if code := refused.Exit(w.Context()); code != 1 || !strings.Contains(refused.Log(), "certificate-untrusted") {
+		t.Errorf("an agent with another's certificate: exit %d: %s", code, refused.Log())
+	}
+	// One that is made to believe it is refused by the other regions.
+	e["authority"] = string(other.PEM())
+	enrol()
 	sydney.Start()
 	tried := w.Region("beijing").Transfer.Dialled(3)
 	number, operation := w.Save(w.Create("shop", "beijing", Disk(1, mib)), "Shop", "beijing", "sydney")

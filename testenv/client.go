@@ -27,7 +27,7 @@ import (
 // cannot answer now, is sent again with the same idempotency key until the
 // context ends.
 type Client struct {
-	base, token string
+	base, token string // of a region: a ticket
 	http        *http.Client
 	written     *atomic.Uint64 // the last event of what was written: reads wait for it
 }
@@ -43,7 +43,7 @@ func (w *World) Client() *Client {
 func (a *Agent) Client() *Client {
 	a.world.mu.Lock()
 	defer a.world.mu.Unlock()
-	return &Client{a.At.HTTP, a.world.Admin.Token, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}, &a.world.written}
+	return &Client{a.At.HTTP, a.ticket, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}, &a.world.written}
 }
 
 // Refused is an answer that is a problem.

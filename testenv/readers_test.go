@@ -36,8 +36,9 @@ type reader struct {
 	Regions  []string
 	Out      string
 
-	client http.Client
-	at     map[string]string // where regions answer, as far as it is known
+	client  http.Client
+	at      map[string]string // where regions answer, as far as it is known
+	tickets map[string]string // that they take
 }
 
 // seen is one answer to "which version?", a line of a reader's file.
@@ -59,7 +60,7 @@ const readEvery = 100 * time.Millisecond
 // mainReader is the process; its exit code.
 func mainReader(plan string) int {
 	raw, err := os.ReadFile(plan)
-	var r reader
+	r := reader{tickets: map[string]string{}}
 	if err == nil {
 		err = json.Unmarshal(raw, &r)
 	}
@@ -119,11 +120,11 @@ func (r *reader) ask(ctx context.Context, region string, after uint64) (seen, er
 	s := seen{Region: region, After: after}
 	status, body := 0, []byte(nil)
 	if r.at[region] != "" {
-		status, body = r.get(ctx, "http://"+r.at[region]+"/v1/templates/"+r.Template+"/where?after="+strconv.FormatUint(after, 10))
+		status, body = r.do(ctx, http.MethodGet, r.tickets[region], "http://"+r.at[region]+"/v1/templates/"+r.Template+"/where?after="+strconv.FormatUint(after, 10))
 	}
 	if status == 0 { // an agent that has come up again may be elsewhere
 		s.Code = unreachable
-		if status, body = r.get(ctx, r.Home+"/v1/regions"); status != http.StatusOK {
+		if status, body = r.do(ctx, http.MethodGet, r.Token, r.Home+"/v1/regions"); status != http.StatusOK {
 			return s, nil
 		}
 		var all struct {
@@ -134,6 +135,16 @@ func (r *reader) ask(ctx context.Context, region string, after uint64) (seen, er
 		}
 		r.at = map[string]string{}
 		for _, i := range all.Items {
+			if r.tickets[i.Region] == "" {
+				var got struct{ Ticket string }
+				if status, body = r.do(ctx, http.MethodPost, r.Token, r.Home+"/v1/regions/"+i.Region+"/ticket"); status != http.StatusOK {
+					continue
+				}
+				if err := json.Unmarshal(body, &got); err != nil {
+					return s, err
+				}
+				r.tickets[i.Region] = got.Ticket
+			}
 			r.at[i.Region] = i.HTTP
 		}
 		return s, nil
@@ -161,8 +172,8 @@ func (r *reader) ask(ctx context.Context, region string, after uint64) (seen, er
 	return s, err
 }
 
-// get is one request; status 0: nobody answered.
-func (r *reader) get(ctx context.Context, target string) (status int, body []byte) {
+// do is one request; status 0: nobody answered.
+func (r *reader) do(ctx context.Context, method, credential, target string) (status int, body []byte) {
 	u, err := url.Parse(target)
 	if err != nil {
 		return 0, nil
@@ -170,11 +181,11 @@ func (r *reader) get(ctx context.Context, target string) (status int, body []byt
 	q := u.Query()
 	q.Set("account", "default")
 	u.RawQuery = q.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return 0, nil
 	}
-	req.Header.Set("Authorization", "Bearer "+r.Token)
+	req.Header.Set("Authorization", "Bearer "+credential)
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return 0, nil

@@ -66,14 +66,15 @@ func (w *World) create(ctx context.Context, name, region string, content []byte)
 			State    string `json:"state"`
 			Position uint64 `json:"position"`
 			Uploads  []struct {
-				URL string `json:"url"`
+				URL    string `json:"url"`
+				Ticket string `json:"ticket"`
 			} `json:"uploads"`
 		}
 		if err := c.Get(ctx, fmt.Sprintf("/v1/environments/%s?after=%d", made.ID, after), &e); err != nil {
 			return "", err
 		}
 		if e.State == "receiving" && len(e.Uploads) == 1 {
-			err := c.upload(ctx, e.Uploads[0].URL, content)
+			err := (&Client{c.base, e.Uploads[0].Ticket, c.http, c.written}).upload(ctx, e.Uploads[0].URL, content)
 			if err == nil {
 				break
 			}

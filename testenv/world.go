@@ -73,6 +73,8 @@ type Agent struct {
 	Bus       *Link // from this one to the control plane
 	Process   *Process
 	At        AgentAddresses
+
+	ticket string // the administrator's, to ask this region
 }
 
 // AgentAddresses is what an agent says when it is ready.
@@ -239,6 +241,11 @@ func (w *World) AddRegion(region string) *Agent {
 		w.t.Fatal(err)
 	}
 	a.Start()
+	var got struct{ Ticket string }
+	if err := w.Client().Do(w.ctx, "POST", "/v1/regions/"+region+"/ticket", struct{}{}, &got); err != nil {
+		w.t.Fatal(err)
+	}
+	a.ticket = got.Ticket
 	return a
 }
 

@@ -75,13 +75,18 @@ func (c *client) send(r *http.Request) ([]byte, *http.Response, error) {
 	if err != nil {
 		return nil, nil, c.unreachable(err)
 	}
-	if c.app.verbose > 0 {
-		c.app.say("%s %s: %d in %s", r.Method, r.URL.Path, resp.StatusCode, time.Since(start).Round(time.Millisecond))
-	}
+	c.traced(r, resp, start)
 	if resp.StatusCode >= 400 {
 		return nil, nil, c.problem(resp, b)
 	}
 	return b, resp, nil
+}
+
+// traced tells of a request where the command line is verbose.
+func (c *client) traced(r *http.Request, resp *http.Response, start time.Time) {
+	if c.app.verbose > 0 {
+		c.app.say("%s %s: %d in %s", r.Method, r.URL.Path, resp.StatusCode, time.Since(start).Round(time.Millisecond))
+	}
 }
 
 func (c *client) unreachable(err error) error {

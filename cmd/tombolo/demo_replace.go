@@ -156,38 +156,29 @@ func (d *demo) startReaders(ctx context.Context) (*readers, error) {
 			cancel()
 			return nil, err
 		}
-		r.workers.Go(func() { r.read(ctx, d, name, trust.URL(row.HTTP)) })
+		at := (&client{app: d.app, context: d.context, http: http.DefaultClient}).entranceTo(name)
+		r.workers.Go(func() { r.read(ctx, d, at, name, trust.URL(row.HTTP)) })
 	}
 	return r, nil
 }
 
-func (r *readers) read(ctx context.Context, d *demo, name, base string) {
+func (r *readers) read(ctx context.Context, d *demo, at *entrance, name, base string) {
 	var highest uint64
 	for ctx.Err() == nil {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet,
-			fmt.Sprintf("%s/v1/templates/%s/where?account=%s&after=%d", base, d.number, d.context.Account, highest), nil)
+		var w whereAnswer
+		answer, err := at.send(ctx, http.MethodGet, fmt.Sprintf("%s/v1/templates/%s/where?account=%s&after=%d", base, d.number, d.context.Account, highest), nil, nil)
 		if err == nil {
-			request.Header.Set("Authorization", "Bearer "+d.context.Token)
-			var answer *http.Response
-			if answer, err = http.DefaultClient.Do(request); err == nil {
-				var w whereAnswer
-				err = json.NewDecoder(answer.Body).Decode(&w)
-				answer.Body.Close()
-				if err == nil && answer.StatusCode == http.StatusOK {
-					highest = max(highest, w.Position)
-					r.add(reading{name, w.Position, w.ActiveVersion})
-					continue
-				}
-				if err == nil {
-					err = fmt.Errorf("%s answers %s", name, answer.Status)
-				}
-			}
+			err = json.Unmarshal(answer, &w)
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && err != nil {
 			r.mu.Lock()
 			r.failed = errors.Join(r.failed, err)
 			r.mu.Unlock()
 			return
+		}
+		if err == nil {
+			highest = max(highest, w.Position)
+			r.add(reading{name, w.Position, w.ActiveVersion})
 		}
 	}
 }

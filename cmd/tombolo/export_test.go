@@ -141,7 +141,7 @@ func (w *world) shop() (events.EnvironmentID, []byte) {
 
 func (w *world) readAll(e *exported) []byte {
 	w.t.Helper()
-	d, err := e.disk(w.t.Context(), e.Disks[0], newMeter(e.client.app, "sydney", "downloading"))
+	d, err := e.disk(w.t.Context(), e.Disks[0], newMeter(e.at.client.app, "sydney", "downloading"))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestExportStandsStill(t *testing.T) {
 		if err != nil || json.Unmarshal(b, &to) != nil {
 			t.Fatal(err)
 		}
-		return &exported{e.ExportAnswer, c, "http://" + to.HTTP}
+		return &exported{e.ExportAnswer, c.entranceTo("sydney"), "http://" + to.HTTP}
 	}
 	first, second = again(first), again(second)
 	check("after a restart", first, second)
@@ -226,7 +226,7 @@ func TestExportStandsStill(t *testing.T) {
 	if kept := w.kept(); len(kept) != 0 {
 		t.Errorf("after both have ended there is %v", kept)
 	}
-	if _, err := first.disk(t.Context(), first.Disks[0], newMeter(first.client.app, "sydney", "downloading")); codeOf(err) != "export-unknown" {
+	if _, err := first.disk(t.Context(), first.Disks[0], newMeter(first.at.client.app, "sydney", "downloading")); codeOf(err) != "export-unknown" {
 		t.Errorf("an export that has ended answers %v", err)
 	}
 }
@@ -251,7 +251,7 @@ func TestExportGoesOnAfterCuts(t *testing.T) {
 	link := cutLink(t, strings.TrimPrefix(e.base, "http://"), 300_000)
 	direct := e.base
 	e.base = "http://" + link.address
-	d, err := e.disk(t.Context(), e.Disks[0], newMeter(e.client.app, "sydney", "downloading"))
+	d, err := e.disk(t.Context(), e.Disks[0], newMeter(e.at.client.app, "sydney", "downloading"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,10 +316,11 @@ func cutLink(t *testing.T, to string, limit int64) *link {
 	return out
 }
 
-// stranger is the token of another account's operator, whom the region knows.
-func (w *world) stranger(at string) string {
+// stranger is the token of another account's operator, whom the region knows,
+// and that operator's ticket to it.
+func (w *world) stranger(e *exported) (token, ticket string) {
 	w.t.Helper()
-	const token = "the token of somebody else"
+	token = "the token of somebody else"
 	pair, err := nkeys.CreateUser()
 	if err != nil {
 		w.t.Fatal(err)
@@ -337,14 +338,26 @@ func (w *world) stranger(at string) string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	r, err := c.bearer(w.t.Context(), http.MethodGet, at+"/v1/regions?after="+strconv.FormatUint(added.Sequence, 10), nil)
+	if _, err := e.at.send(w.t.Context(), http.MethodGet, e.base+"/v1/regions?after="+strconv.FormatUint(added.Sequence, 10), nil, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := c.read(w.t.Context(), "/v1/regions", nil); err != nil { // as far as the control plane goes
+		w.t.Fatal(err)
+	}
+	eve := *c
+	eve.context.Token = token
+	eve.context.Account, eve.context.Home = "acme", "acme"
+	return token, w.ticket(&eve)
+}
+
+// ticket is what somebody shows to sydney.
+func (w *world) ticket(of *client) string {
+	w.t.Helper()
+	ticket, err := of.entranceTo("sydney").current(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if _, _, err := c.send(r); err != nil {
-		w.t.Fatal(err)
-	}
-	return token
+	return ticket
 }
 
 // TestExportsAreTheAccountsOwn: nobody else's environment can be exported, nor
@@ -357,12 +370,16 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.close(t.Context())
-	mine, stranger := e.client.context.Token, w.stranger(e.base)
+	mine := w.ticket(w.client())
+	theirToken, stranger := w.stranger(e)
 	for _, c := range []struct {
 		method, path, token, body, code string
 		status                          int
 	}{
-		{"POST", "/v1/exports", "not-a-token", `{"environment":"` + string(id) + `"}`, "not-authenticated", 401},
+		{"POST", "/v1/exports", "not-a-ticket", `{"environment":"` + string(id) + `"}`, "ticket-invalid", 401},
+		{"POST", "/v1/exports", w.client().context.Token, `{"environment":"` + string(id) + `"}`, "ticket-invalid", 401},
+		{"GET", "/v1/regions", theirToken, "", "ticket-invalid", 401},
+		{"PUT", "/v1/uploads/" + string(id) + "/web/root", mine, "x", "ticket-elsewhere", 401},
 		{"GET", e.Disks[0].Path, "", "", "not-authenticated", 401},
 		{"POST", "/v1/exports", stranger, `{"environment":"` + string(id) + `"}`, "environment-unknown", 404},
 		{"GET", "/v1/exports/" + e.ID, stranger, "", "export-unknown", 404},
@@ -392,6 +409,21 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 		resp.Body.Close()
 		if err != nil || resp.StatusCode != c.status || !strings.Contains(string(b), `"`+c.code+`"`) {
 			t.Errorf("%s %s %s: %s %s, want %d %s", c.method, c.path, c.body, resp.Status, b, c.status, c.code)
+		}
+	}
+	// A ticket is worth what its user may do by now.
+	c := w.client()
+	_, removed, err := c.write(t.Context(), http.MethodDelete, "/v1/accounts/acme/users/eve", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.at.send(t.Context(), http.MethodGet, e.base+"/v1/regions?after="+strconv.FormatUint(removed.Sequence, 10), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	gone := &entrance{client: c, ticket: stranger}
+	for path, code := range map[string]string{"/v1/regions": "credentials-unknown", "/v1/exports/" + e.ID: "not-authenticated"} {
+		if _, err := gone.send(t.Context(), http.MethodGet, e.base+path, nil, nil); codeOf(err) != code {
+			t.Errorf("%s by the ticket of a user who was removed: %v, want %s", path, err, code)
 		}
 	}
 	if kept := w.kept(); len(kept) != 1 {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,8 +20,8 @@ import (
 // exported is an export that a region holds while it is read.
 type exported struct {
 	region.ExportAnswer
-	client *client
-	base   string // URL of the region
+	at   *entrance
+	base string // URL of the region
 }
 
 // openExport has a region fix one moment of what is asked for.
@@ -44,13 +43,9 @@ func (c *client) openExport(ctx context.Context, at string, ask region.ExportReq
 	if err != nil {
 		return nil, err
 	}
-	e := &exported{client: c, base: trust.URL(to.HTTP)}
+	e := &exported{at: c.entranceTo(at), base: trust.URL(to.HTTP)}
 	return e, c.retrying(ctx, func() error {
-		r, err := c.bearer(ctx, http.MethodPost, e.base+"/v1/exports", bytes.NewReader(body))
-		if err != nil {
-			return err
-		}
-		b, _, err := c.send(r)
+		b, err := e.at.send(ctx, http.MethodPost, e.base+"/v1/exports", body, nil)
 		if err != nil {
 			return err
 		}
@@ -61,24 +56,17 @@ func (c *client) openExport(ctx context.Context, at string, ask region.ExportReq
 // close tells the region that nothing more is read. If it cannot be told, the
 // export expires.
 func (e *exported) close(ctx context.Context) {
-	r, err := e.client.bearer(context.WithoutCancel(ctx), http.MethodDelete, e.base+"/v1/exports/"+e.ID, nil)
-	if err == nil {
-		_, _, err = e.client.send(r)
-	}
-	if err != nil && e.client.app.verbose > 0 {
-		e.client.app.say("export %s of region %s is left to expire: %v", e.ID, e.Region, err)
+	_, err := e.at.send(context.WithoutCancel(ctx), http.MethodDelete, e.base+"/v1/exports/"+e.ID, nil, nil)
+	if err != nil && e.at.client.app.verbose > 0 {
+		e.at.client.app.say("export %s of region %s is left to expire: %v", e.ID, e.Region, err)
 	}
 }
 
 // disk opens one of the export's disks.
 func (e *exported) disk(ctx context.Context, of region.ExportedDisk, m *meter) (*remoteDisk, error) {
-	d := &remoteDisk{client: e.client, ctx: ctx, url: e.base + of.Path, size: of.Bytes, meter: m}
-	return d, e.client.retrying(ctx, func() error {
-		r, err := e.client.bearer(ctx, http.MethodGet, d.url+"/extents", nil)
-		if err != nil {
-			return err
-		}
-		b, _, err := e.client.send(r)
+	d := &remoteDisk{at: e.at, ctx: ctx, url: e.base + of.Path, size: of.Bytes, meter: m}
+	return d, e.at.client.retrying(ctx, func() error {
+		b, err := e.at.send(ctx, http.MethodGet, d.url+"/extents", nil, nil)
 		if err != nil {
 			return err
 		}
@@ -103,7 +91,7 @@ const windows = 4
 // remoteDisk is a disk of a region, read over HTTP in ranges. Its methods may be
 // called concurrently.
 type remoteDisk struct {
-	client  *client
+	at      *entrance
 	ctx     context.Context // of the command: io.ReaderAt has none
 	url     string
 	size    int64
@@ -176,7 +164,7 @@ func (d *remoteDisk) window(at int64) *window {
 func (d *remoteDisk) fetch(ctx context.Context, p []byte, off int64) error {
 	for got := 0; got < len(p); {
 		before := got
-		err := d.client.retrying(ctx, func() error {
+		err := d.at.client.retrying(ctx, func() error {
 			n, err := d.get(ctx, p[got:], off+int64(got))
 			got += n
 			if got > before {
@@ -193,31 +181,19 @@ func (d *remoteDisk) fetch(ctx context.Context, p []byte, off int64) error {
 }
 
 func (d *remoteDisk) get(ctx context.Context, p []byte, off int64) (int, error) {
-	r, err := d.client.bearer(ctx, http.MethodGet, d.url, nil)
+	last := off + int64(len(p)) - 1
+	resp, err := d.at.open(ctx, http.MethodGet, d.url, nil, map[string]string{"Range": fmt.Sprintf("bytes=%d-%d", off, last)})
 	if err != nil {
 		return 0, err
 	}
-	last := off + int64(len(p)) - 1
-	r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, last))
-	resp, err := d.client.http.Do(r)
-	if err != nil {
-		return 0, d.client.unreachable(err)
-	}
 	defer resp.Body.Close()
-	if resp.StatusCode >= 400 {
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return 0, d.client.unreachable(err)
-		}
-		return 0, d.client.problem(resp, b)
-	}
 	want := fmt.Sprintf("bytes %d-%d/", off, last)
 	if resp.StatusCode != http.StatusPartialContent || !strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
 		return 0, fail(exitError, "not-tombolo", "%s answered %s (%q) where a part of a disk was asked for", d.url, resp.Status, resp.Header.Get("Content-Range"))
 	}
 	n, err := io.ReadFull(resp.Body, p)
 	if err != nil {
-		return n, d.client.unreachable(err)
+		return n, d.at.client.unreachable(err)
 	}
 	return n, nil
 }

@@ -59,7 +59,7 @@ func (a *app) starter(name, short string) (*cobra.Command, *program.Config) {
 	f.StringVar(&c.HTTP, "http", "127.0.0.1:7080", "address of the HTTP interface; port 0 picks one")
 	f.StringVar(&c.NATS, "nats", "127.0.0.1:4222", "address of the bus; port 0 picks one")
 	f.StringSliceVar(&c.Advertise, "advertise", nil, "names or addresses by which other hosts reach this one, the preferred one first (default: its own); what does not listen on loopback is reached by TLS")
-	f.Int64Var(&c.Bytes, "journal-size", 0, "most bytes that the journal of a new directory may take (default: 8 GiB, or half of what the disk has); server grow raises it")
+	f.Int64Var(&c.Bytes, "journal-size", 0, "most bytes that the journal of a new directory may take (default: 8 GiB, or a quarter of what the disk has free); server grow raises it")
 	f.StringVar(&sync, "sync", "always", "when an event is acknowledged: always (it is on the disk) or lazy (a power cut loses the last two minutes)")
 	return start, c
 }

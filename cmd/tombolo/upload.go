@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 const (
@@ -48,12 +48,13 @@ func (c *client) upload(ctx context.Context, id string, disks map[string]diskSou
 	for _, u := range to.Uploads {
 		meter.total += u.Bytes
 	}
+	at := &entrance{client: c, ticket: to.Uploads[0].Ticket, fetch: func(ctx context.Context) (string, error) { return c.uploadTicket(ctx, id) }}
 	for _, u := range to.Uploads {
 		from, ok := disks[u.Disk]
 		if !ok {
 			return fail(exitError, "disk-unknown", "the environment waits for a disk %s that is not here", u.Disk)
 		}
-		if err := c.uploadDisk(ctx, u, from, meter); err != nil {
+		if err := at.uploadDisk(ctx, u, from, meter); err != nil {
 			return err
 		}
 	}
@@ -119,7 +120,7 @@ type piece struct {
 }
 
 // uploadDisk sends what a disk holds; zeros are not sent.
-func (c *client) uploadDisk(ctx context.Context, u api.Upload, from diskSource, m *meter) error {
+func (at *entrance) uploadDisk(ctx context.Context, u api.Upload, from diskSource, m *meter) error {
 	disk, err := from.Open(ctx)
 	if err != nil {
 		return &contentError{err}
@@ -132,7 +133,7 @@ func (c *client) uploadDisk(ctx context.Context, u api.Upload, from diskSource, 
 	for range uploadWorkers {
 		workers.Go(func() {
 			for p := range pieces {
-				if err := c.put(ctx, u, p); err != nil {
+				if err := at.put(ctx, u, p); err != nil {
 					cancel(err)
 					return
 				}
@@ -168,12 +169,8 @@ func (c *client) uploadDisk(ctx context.Context, u api.Upload, from diskSource, 
 	if err := disk.Unchanged(ctx); err != nil {
 		return &contentError{err}
 	}
-	return c.retrying(ctx, func() error {
-		r, err := c.bearer(ctx, http.MethodPost, u.URL+"/complete", nil)
-		if err != nil {
-			return err
-		}
-		_, _, err = c.send(r)
+	return at.client.retrying(ctx, func() error {
+		_, err := at.send(ctx, http.MethodPost, u.URL+"/complete", nil, nil)
 		return err
 	})
 }
@@ -208,26 +205,12 @@ func eachPiece(ctx context.Context, disk diskContent, size int64, skipped func(i
 }
 
 // put sends one range.
-func (c *client) put(ctx context.Context, u api.Upload, p piece) error {
-	return c.retrying(ctx, func() error {
-		r, err := c.bearer(ctx, http.MethodPut, u.URL, bytes.NewReader(p.data))
-		if err != nil {
-			return err
-		}
-		r.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", p.at, p.at+int64(len(p.data))-1, u.Bytes))
-		_, _, err = c.send(r)
+func (at *entrance) put(ctx context.Context, u api.Upload, p piece) error {
+	return at.client.retrying(ctx, func() error {
+		_, err := at.send(ctx, http.MethodPut, u.URL, p.data, map[string]string{
+			"Content-Range": fmt.Sprintf("bytes %d-%d/%d", p.at, p.at+int64(len(p.data))-1, u.Bytes)})
 		return err
 	})
-}
-
-// bearer makes a request to a region itself.
-func (c *client) bearer(ctx context.Context, method, target string, body io.Reader) (*http.Request, error) {
-	r, err := http.NewRequestWithContext(ctx, method, target, body)
-	if err != nil {
-		return nil, err
-	}
-	r.Header.Set("Authorization", "Bearer "+c.context.Token)
-	return r, nil
 }
 
 // retrying tries again over a broken connection, and while the region is not so
@@ -236,7 +219,7 @@ func (c *client) retrying(ctx context.Context, try func() error) error {
 	for n, pause := 1, 50*time.Millisecond; ; n, pause = n+1, min(2*pause, 5*time.Second) {
 		err := try()
 		f, ok := errors.AsType[*failure](err)
-		again := ok && slices.Contains([]string{"server-unreachable", "upload-cut", "upload-not-wanted", "behind", "environment-busy"}, f.Code)
+		again := ok && slices.Contains([]string{"server-unreachable", "upload-cut", "upload-not-wanted", "behind", "environment-busy", trust.TicketExpired}, f.Code)
 		if err == nil || !again || n == uploadTries {
 			return err
 		}

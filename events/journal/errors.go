@@ -24,6 +24,9 @@ var (
 	// ErrGap: a sequence is missing. Nothing is ever deleted from the journal,
 	// so the store beneath has lost an event; a reader must stop. See GapError.
 	ErrGap = errors.New("the journal has a gap")
+	// ErrSetBack: the journal has another event where a reader has been: it was
+	// restored to an earlier state, and has grown since. See SetBackError.
+	ErrSetBack = errors.New("the journal was set back")
 	// ErrChain: an event does not continue its aggregate's hash chain. See ChainError.
 	ErrChain = errors.New("the aggregate's hash chain is broken")
 	// ErrVanished: a stream that once existed is gone, or is another one.
@@ -85,6 +88,20 @@ func (e *GapError) Error() string {
 
 // Unwrap makes it an ErrGap.
 func (e *GapError) Unwrap() error { return ErrGap }
+
+// SetBackError is an ErrSetBack: which event is another one, and the digests of
+// the one that was seen and of the one that is there.
+type SetBackError struct {
+	Sequence    uint64
+	Seen, Found events.Digest
+}
+
+func (e *SetBackError) Error() string {
+	return fmt.Sprintf("%v: event %d is not the one that a reader has seen (%s, not %s)", ErrSetBack, e.Sequence, e.Found, e.Seen)
+}
+
+// Unwrap makes it an ErrSetBack.
+func (e *SetBackError) Unwrap() error { return ErrSetBack }
 
 // ChainError is an ErrChain: the first event that does not fit, and why.
 type ChainError struct {

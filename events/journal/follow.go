@@ -26,17 +26,17 @@ var errNear = errors.New("the tail has the rest")
 func (j *JetStream) Follow(ctx context.Context, after uint64, each func(events.Record) error) error {
 	j.tail.join()
 	defer j.tail.leave()
-	position := after
+	position, digest := after, events.Digest("")
 	step := func(r events.Record) error {
 		if err := each(r); err != nil {
 			return err
 		}
-		position = r.Sequence
+		position, digest = r.Sequence, r.Digest
 		return nil
 	}
 	for {
 		var failed error
-		err := j.follow(ctx, position, func(r events.Record) error {
+		err := j.follow(ctx, position, digest, func(r events.Record) error {
 			if failed = step(r); failed != nil {
 				return failed
 			}
@@ -80,11 +80,26 @@ func (j *JetStream) followTail(ctx context.Context, position *uint64, each func(
 	}
 }
 
-// follow is Follow over a consumer of its own.
-func (j *JetStream) follow(ctx context.Context, after uint64, each func(events.Record) error) error {
+// follow is Follow over a consumer of its own, after an event with this digest,
+// which is empty where it is not known. Whatever consumer follows on another one
+// goes on in the same journal: the sequence alone does not tell a journal that was
+// restored from a backup, and has grown past the position since (ErrSetBack).
+func (j *JetStream) follow(ctx context.Context, after uint64, digest events.Digest, each func(events.Record) error) error {
 	position := after
+	same := func(ctx context.Context) error {
+		found, err := j.digestAt(ctx, position)
+		switch {
+		case err != nil || found == "":
+			return err
+		case digest == "":
+			digest = found
+		case digest != found:
+			return &SetBackError{position, digest, found}
+		}
+		return nil
+	}
 	var stopped error // what each, or a check, ended with
-	err := j.consume(ctx, after, "", func(d delivery) error {
+	err := j.consume(ctx, after, "", same, func(d delivery) error {
 		if d.sequence != position+1 {
 			// Lost on the way, or in the store?
 			if stopped = j.gapAfter(ctx, position, d.sequence); stopped != nil {
@@ -101,13 +116,29 @@ func (j *JetStream) follow(ctx context.Context, after uint64, each func(events.R
 		if stopped = each(r); stopped != nil {
 			return stopped
 		}
-		position = d.sequence
+		position, digest = d.sequence, r.Digest
 		return nil
 	})
 	if stopped != nil {
 		return stopped
 	}
 	return err
+}
+
+// digestAt gives the digest of a stored event; empty where there is none.
+func (j *JetStream) digestAt(ctx context.Context, sequence uint64) (events.Digest, error) {
+	if sequence == 0 {
+		return "", nil
+	}
+	s, err := j.get(ctx, getRequest{Seq: sequence})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	m, err := s.message()
+	return DigestOf(m.subject, m.header, m.payload), err
 }
 
 // delivery is a message with what the store says of it.
@@ -122,11 +153,15 @@ var errAgain = errors.New("consume again")
 
 // consume calls each with the messages after the position, of one subject or of
 // all, until the context ends, each fails or the journal does. A consumer that
-// breaks is replaced. Its errors are the context's, each's, ErrVanished, ErrGap.
-func (j *JetStream) consume(ctx context.Context, position uint64, filter string, each func(delivery) error) error {
+// breaks is replaced, after the check of what it would go on from; nil for none.
+// Its errors are the context's, each's, ErrVanished, ErrGap, ErrSetBack.
+func (j *JetStream) consume(ctx context.Context, position uint64, filter string, check func(context.Context) error, each func(delivery) error) error {
 	pause := firstPause
 	for {
 		err := j.reaches(ctx, position, filter)
+		if err == nil && check != nil {
+			err = check(ctx)
+		}
 		if err == nil {
 			var failed error
 			err = j.session(ctx, position+1, filter, func(d delivery) error {
@@ -145,7 +180,7 @@ func (j *JetStream) consume(ctx context.Context, position uint64, filter string,
 		switch {
 		case isFinished(ctx):
 			return ctx.Err()
-		case errors.Is(err, ErrVanished), errors.Is(err, ErrGap), errors.Is(err, nats.ErrConnectionClosed):
+		case errors.Is(err, ErrVanished), errors.Is(err, ErrGap), errors.Is(err, ErrSetBack), errors.Is(err, nats.ErrConnectionClosed):
 			return fmt.Errorf("follow the journal: %w", err)
 		}
 		select {

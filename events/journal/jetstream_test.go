@@ -316,6 +316,83 @@ func TestServerRestart(t *testing.T) {
 	}
 }
 
+// TestSetBackUnderFollowers: a server that comes back with a journal that was
+// restored, and has grown past where its readers are, is not followed on: not by
+// who has read, nor by who has only said from where.
+func TestSetBackUnderFollowers(t *testing.T) {
+	dir, before := t.TempDir(), t.TempDir()
+	put := func(at string, first, n int, what string, head events.Head) events.Head {
+		t.Helper()
+		s := startServer(t, at)
+		defer s.WaitForShutdown()
+		defer s.Shutdown()
+		j := open(t, connect(t, s.ClientURL()), options())
+		for i := first; i < first+n; i++ {
+			p := proposal("sydney", i, head)
+			p.Correlation = what
+			r, err := j.Append(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			head = r.Head()
+		}
+		return head
+	}
+	head := put(dir, 0, 2, "both", events.Head{})
+	if err := os.CopyFS(before, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	put(dir, 2, 2, "lost", head)
+	put(before, 2, 5, "since", head)
+
+	s := startServer(t, dir)
+	j := open(t, connect(t, s.ClientURL()), options())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	seen, ended := make(chan uint64, 100), make(chan error, 1)
+	go func() {
+		ended <- j.Follow(ctx, 0, func(r events.Record) error { seen <- r.Sequence; return nil })
+	}()
+	for want := uint64(1); want <= 4; want++ {
+		if got := <-seen; got != want {
+			t.Fatalf("followed %d, want %d", got, want)
+		}
+	}
+	idle := make(chan error, 1)
+	conn := connect(t, s.ClientURL())
+	stream, err := streams(t, conn).Stream(ctx, journal.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading := func() int {
+		t.Helper()
+		info, err := stream.Info(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.State.Consumers
+	}
+	was, reads := reading(), open(t, conn, options())
+	go func() { idle <- reads.Follow(ctx, 4, func(events.Record) error { return nil }) }()
+	for reading() == was { // until it waits for what comes next
+	}
+	port := portOf(t, s)
+	s.Shutdown()
+	s.WaitForShutdown()
+	startServerOn(t, before, port)
+	for name, end := range map[string]chan error{"who has read all": ended, "who waits": idle} {
+		var back *journal.SetBackError
+		if err := <-end; !errors.As(err, &back) || !errors.Is(err, journal.ErrSetBack) || back.Sequence != 4 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	select {
+	case n := <-seen:
+		t.Errorf("event %d of the other journal was followed", n)
+	default:
+	}
+}
+
 // restartAt stops the server and starts another on its port and directory.
 func restartAt(t *testing.T, s *server.Server, dir string) {
 	t.Helper()

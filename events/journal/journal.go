@@ -56,7 +56,8 @@ type Journal interface {
 	// fails. A skipped sequence is ErrGap, and so is a position that the journal
 	// does not reach; an event that this program cannot read is
 	// events.ErrUnknownEvent; a lost stream is ErrVanished. It rides over lost
-	// connections.
+	// connections; where the journal behind them has another event than the one
+	// that was seen last, it is ErrSetBack.
 	Follow(ctx context.Context, after uint64, each func(events.Record) error) error
 
 	// At gives the sequence of the last event stored not later than t; 0 if none.

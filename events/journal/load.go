@@ -71,7 +71,7 @@ func (j *JetStream) load(ctx context.Context, a events.Aggregate, after events.H
 		}
 		return c.records, nil
 	}
-	err = j.consume(ctx, after.Sequence, a.Subject(), func(d delivery) error {
+	err = j.consume(ctx, after.Sequence, a.Subject(), nil, func(d delivery) error {
 		if err := c.add(d); err != nil {
 			return err
 		}

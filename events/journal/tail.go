@@ -63,7 +63,7 @@ func (t *tail) after(j *JetStream, position uint64) (records []events.Record, mo
 func (t *tail) read(ctx context.Context, cancel context.CancelFunc, j *JetStream) {
 	defer cancel()
 	if tip, err := j.Tip(ctx); err == nil && t.start(ctx, tip) {
-		_ = j.follow(ctx, tip, func(r events.Record) error {
+		_ = j.follow(ctx, tip, "", func(r events.Record) error {
 			t.keep(ctx, r)
 			return ctx.Err()
 		})

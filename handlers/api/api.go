@@ -22,13 +22,19 @@ import (
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
-// Users knows who a bearer token belongs to. Only digests of tokens are known.
+// Users knows who a bearer credential belongs to: a token at the control plane,
+// a ticket (trust.Ticket) at a region. false: nobody. An error may be a
+// *trust.TicketError.
 type Users interface {
-	ByToken(ctx context.Context, digest events.Digest) (User, bool, error)
+	ByBearer(ctx context.Context, credential string) (User, bool, error)
 }
+
+// Tickets signs for regions' agents who somebody is.
+type Tickets func(trust.Ticket) (string, error)
 
 // User is who a credential stands for.
 type User struct {
@@ -86,6 +92,7 @@ type Config struct {
 	Regions   *http.Client   // reaches the regions' hosts; not needed where Host is there
 	Handlers  Handlers       // nil: nothing is ever parked here
 	Enrol     Enrol          // nil: this is a region, which enrols none
+	Tickets   Tickets        // nil: this is a region, which only takes them
 	Ready     func() []Check // beyond the feed and the journal
 	Grow      Grow           // nil: the journal's limit is not raised here
 	Backup    Backup         // nil: nothing is backed up here
@@ -116,6 +123,7 @@ func New(c Config) *Server {
 	s.regionRoutes()
 	s.mapRoutes()
 	s.enrolRoutes()
+	s.ticketRoutes()
 	s.hostRoutes()
 	s.poolRoutes()
 	s.environmentRoutes()
@@ -172,8 +180,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.write(counted, r, err)
 			return
 		}
-		ctx := context.WithValue(r.Context(), callerKey{}, caller)
-		r = r.WithContext(context.WithValue(ctx, credentialKey{}, r.Header.Get("Authorization")))
+		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, caller))
 	}
 	s.mux.ServeHTTP(counted, r)
 }

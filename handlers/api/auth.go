@@ -2,10 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 // open says which paths answer without a credential.
@@ -15,19 +18,22 @@ func open(path string) bool {
 
 type callerKey struct{}
 
-// authenticate finds out who asks. Only the token's digest is looked up.
+// authenticate finds out who asks.
 func (s *Server) authenticate(r *http.Request) (User, *Problem) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok || token == "" {
 		return User{}, problem(http.StatusUnauthorized, "credentials-missing", "%s %s needs a bearer token", r.Method, r.URL.Path).
 			withNext("send Authorization: Bearer <token>; `tombolo up` writes one into DIR/context.json")
 	}
-	u, ok, err := s.Users.ByToken(r.Context(), events.DigestOf([]byte(strings.TrimSpace(token))))
+	u, ok, err := s.Users.ByBearer(r.Context(), strings.TrimSpace(token))
+	if ticket, is := errors.AsType[*trust.TicketError](err); is {
+		return User{}, problem(http.StatusUnauthorized, ticket.Code, "%s", ticket.Text).withNext("%s", ticket.Next)
+	}
 	if err != nil {
 		return User{}, s.problemOf(r.Context(), err)
 	}
 	if !ok {
-		return User{}, problem(http.StatusUnauthorized, "credentials-unknown", "the bearer token is nobody's").
+		return User{}, problem(http.StatusUnauthorized, "credentials-unknown", "the bearer token, or ticket, is nobody's").
 			withNext("the user may have been removed, or the token is of another installation")
 	}
 	return u, nil
@@ -36,6 +42,12 @@ func (s *Server) authenticate(r *http.Request) (User, *Problem) {
 func callerOf(ctx context.Context) User {
 	u, _ := ctx.Value(callerKey{}).(User)
 	return u
+}
+
+// SendsDisks reports whether the user may send the disks of environments, and
+// read them: not readers, agents, and members who may not create environments.
+func (u User) SendsDisks() bool {
+	return u.Role == events.Administrator || u.Role == events.Operator || slices.Contains(u.Permissions, "environment.create")
 }
 
 // administrates reports whether the caller may look and act across accounts.

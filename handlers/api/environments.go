@@ -35,9 +35,10 @@ type OneEnvironment struct {
 // the parts that hold data (what is never sent is zero), then POST
 // URL/complete.
 type Upload struct {
-	Disk  string `json:"disk" doc:"node/item"`
-	Bytes int64  `json:"bytes"`
-	URL   string `json:"url"`
+	Disk   string `json:"disk" doc:"node/item"`
+	Bytes  int64  `json:"bytes"`
+	URL    string `json:"url"`
+	Ticket string `json:"ticket,omitempty" doc:"Authorization: Bearer of these requests, for an hour: after ticket-expired, ask for the environment again. Absent for whom the region lets send none."`
 }
 
 // AcceptedEnvironment is the answer to a creation.
@@ -236,7 +237,7 @@ func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput)
 		out.Map = []events.Substitution{}
 	}
 	if e.Origin == nil && (e.State == projections.EnvironmentDeclaring || e.State == projections.EnvironmentReceiving) {
-		if out.Uploads, err = uploads(v, e.Region, e.ID, e.Disks); err != nil {
+		if out.Uploads, err = s.uploads(ctx, v, e.Region, e.ID, e.Disks); err != nil {
 			return out, 0, err
 		}
 	}
@@ -260,15 +261,19 @@ func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput)
 }
 
 // uploads says where an environment's disks go: none while the region has no agent.
-func uploads(v projections.Reader, region events.RegionID, id events.EnvironmentID, disks []events.DiskWanted) ([]Upload, error) {
+func (s *Server) uploads(ctx context.Context, v projections.Reader, region events.RegionID, id events.EnvironmentID, disks []events.DiskWanted) ([]Upload, error) {
 	r, ok, err := projections.Regions{}.Region(v, region)
 	if err != nil || !ok || r.HTTP == "" {
+		return nil, err
+	}
+	ticket, err := s.uploadTicket(ctx, region, id)
+	if err != nil {
 		return nil, err
 	}
 	var out []Upload
 	for _, d := range disks {
 		node, item, _ := strings.Cut(d.Name, "/")
-		out = append(out, Upload{Disk: d.Name, Bytes: d.Bytes,
+		out = append(out, Upload{Disk: d.Name, Bytes: d.Bytes, Ticket: ticket,
 			URL: fmt.Sprintf("%s/v1/uploads/%s/%s/%s", trust.URL(r.HTTP), id, url.PathEscape(node), url.PathEscape(item))})
 	}
 	return out, nil
@@ -302,7 +307,7 @@ func (s *Server) createEnvironment(ctx context.Context, in *newEnvironment) (Acc
 	for _, d := range g.Disks() {
 		wanted = append(wanted, events.DiskWanted{Name: d.Name(), Bytes: d.Size})
 	}
-	to, err := lookup(ctx, s, Read{}, func(v at) ([]Upload, error) { return uploads(v, region, events.EnvironmentID(a.ID), wanted) })
+	to, err := lookup(ctx, s, Read{}, func(v at) ([]Upload, error) { return s.uploads(ctx, v, region, events.EnvironmentID(a.ID), wanted) })
 	if to != nil {
 		out.Uploads = to
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,8 +64,6 @@ type scrubInput struct {
 	Scope
 	Region string `path:"region" doc:"id, name or alias"`
 }
-
-type credentialKey struct{}
 
 func (s *Server) hostRoutes() {
 	administer(s, http.MethodGet, "/v1/orphans", "list-orphans", "What is on the regions' hosts that no order owns", s.orphans)
@@ -173,8 +172,11 @@ func (s *Server) scrub(ctx context.Context, in *scrubInput) (Scrub, error) {
 
 const regionUnreachable = "region-unreachable"
 
-// askRegion passes a question on to a region's agent, as the one who asked. A
-// region's refusal is answered as it is.
+// passedOn is how long a question that is passed on may be on its way.
+const passedOn = time.Minute
+
+// askRegion passes a question on to a region's agent, as the one who asked, by a
+// ticket of theirs. A region's refusal is answered as it is.
 func (s *Server) askRegion(ctx context.Context, id events.RegionID, method, path string, body, to any) error {
 	row, err := lookup(ctx, s, Read{}, func(v at) (projections.RegionRow, error) { return regionSpelled(v, string(id)) })
 	if err != nil {
@@ -196,8 +198,11 @@ func (s *Server) askRegion(ctx context.Context, id events.RegionID, method, path
 	if err != nil {
 		return err
 	}
-	credential, _ := ctx.Value(credentialKey{}).(string)
-	r.Header.Set("Authorization", credential)
+	ticket, err := s.ticket(ctx, trust.Ticket{Region: row.Region, For: trust.ToAsk, Until: s.Now().Add(passedOn)})
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Authorization", "Bearer "+ticket)
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := s.Regions.Do(r)
 	if err != nil {

@@ -297,6 +297,21 @@ func (s *Server) Failed() <-chan error { return s.log.failed }
 // MaxStore is the most bytes that streams may take.
 func (s *Server) MaxStore() int64 { return s.nats.JetStreamConfig().MaxStore }
 
+// Room is how many bytes all streams take together (the journal, its tenants'
+// mirrors, the inbox, the documents), and how many they could take: with what is
+// free on the disk beneath them.
+func (s *Server) Room() (used, most uint64, err error) {
+	info, err := s.nats.Jsz(nil)
+	if err != nil {
+		return 0, 0, fmt.Errorf("ask what the streams take: %w", err)
+	}
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(s.nats.StoreDir(), &disk); err != nil {
+		return 0, 0, fmt.Errorf("ask what is free under the streams: %w", err)
+	}
+	return info.Store, info.Store + disk.Bavail*uint64(disk.Bsize), nil
+}
+
 // Ready reports why the server cannot serve, nil if it can.
 func (s *Server) Ready() error {
 	if h := s.nats.Healthz(nil); h.StatusCode != 200 {

@@ -119,6 +119,9 @@ func (f *Feeds) Add(ctx context.Context, account events.AccountID) error {
 		}},
 		// What a power cut takes from the end of a mirror comes again from the journal, which is synced: to sync
 		// the mirror too would cost every event a second write to the disk.
+		// No MaxBytes: nats-server 2.15 leaves a mirror that was full once standing where it was, without a word to its
+		// readers, also when its limit is raised. What bounds the mirrors is the journal's limit, for a tenant's events
+		// are in one mirror only (mostOfJournal, in the program); how much they take is counted in Server.Room.
 		Storage: jetstream.FileStorage, PersistMode: jetstream.AsyncPersistMode, Compression: jetstream.S2Compression, MaxConsumers: MaxSubscriptions,
 		DenyDelete: true, DenyPurge: true,
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,6 +112,32 @@ func TestSubscription(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(next(t, p.as(t, "bob"), bobs, 3), "2 two", "4 sydney", "7 seven")
+}
+
+// TestRoomCountsMirrors: what a tenant's events take in its mirror is counted
+// beside what they take in the journal.
+func TestRoomCountsMirrors(t *testing.T) {
+	p := newPlace(t)
+	s, err := p.subscribe(t, "ann", "acme", bus.Subscription{Name: "mailer"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, most, err := p.server.Room()
+	if err != nil || most <= before {
+		t.Fatalf("%d of %d bytes, %v", before, most, err)
+	}
+	const n = 16
+	for range n {
+		p.append(t, "acme", "acme", strings.Repeat("x", 1<<10))
+	}
+	next(t, p.as(t, "ann"), s, n) // the mirror has them
+	took, _, err := p.journal.Usage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used, _, err := p.server.Room(); err != nil || took < n<<10 || used-before < 2*took-took/10 {
+		t.Errorf("%d bytes in the journal, %d more in all streams, %v", took, used-before, err)
+	}
 }
 
 func TestRefusedSubscriptions(t *testing.T) {

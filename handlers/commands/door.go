@@ -118,8 +118,10 @@ func (d *Door) Do(ctx context.Context, r Request) (Answer, error) {
 
 // Plan says what a command would do and does nothing: the body of a dry run. It
 // is refused where the command would be refused, and with no-plan where its verb
-// has none.
+// has none. It takes no longer than patience.
 func (d *Door) Plan(ctx context.Context, r Request) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	c, err := d.admit(ctx, r)
 	if err != nil {
 		return nil, err

@@ -68,8 +68,6 @@ type Directory interface {
 	ByCredential(ctx context.Context, account events.AccountID, nkey string) (Identity, error)
 	// ByActor finds a user by name, for the control plane's own senders.
 	ByActor(ctx context.Context, actor events.Actor) (Identity, error)
-	// ByRegion finds the region's agent.
-	ByRegion(ctx context.Context, region events.RegionID) (Identity, error)
 }
 
 // address is what a subject says.
@@ -109,19 +107,16 @@ func parseSubject(subject string) (address, error) {
 // Who is not of the control plane's own account reaches the door through a shared
 // import of handlers/bus: nats-server then reports account and user in
 // Nats-Request-Info, and a tenant's import fixes the account in the subject as
-// well. An agent may publish under its own region's token only. What comes
-// without either is from the control plane itself, which is trusted to name the actor.
+// well. An agent may publish under its own region's token only (grants, in
+// handlers/bus), and is that region's agent by its key as well: nobody else, not
+// even the control plane, speaks as one. What comes without a report is from the
+// control plane itself, which is trusted to name the actor.
 func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity, error) {
 	var who Identity
 	var err error
 	info := h.Get(requestInfoHeader)
 	actor := events.Actor{Account: events.AccountID(h.Get(ActorAccountHeader)), User: events.UserID(h.Get(ActorUserHeader))}
 	switch {
-	case a.agent != "":
-		who, err = d.directory.ByRegion(ctx, a.agent)
-		if err == nil && (who.Role != events.Agent || who.Region != a.agent) {
-			err = ErrUserUnknown
-		}
 	case info != "":
 		var client struct {
 			Account events.AccountID `json:"acc"`
@@ -136,9 +131,11 @@ func (d *Door) identify(ctx context.Context, a address, h nats.Header) (Identity
 			break
 		}
 		who, err = d.directory.ByCredential(ctx, client.Account, client.User)
-		if err == nil && who.Actor.Account != client.Account {
+		if err == nil && (who.Actor.Account != client.Account || a.agent != "" && (who.Role != events.Agent || who.Region != a.agent)) {
 			err = ErrUserUnknown
 		}
+	case a.agent != "":
+		err = ErrUserUnknown
 	case actor != (events.Actor{}):
 		who, err = d.directory.ByActor(ctx, actor)
 	default:

@@ -324,6 +324,34 @@ func TestAgentReportsForItsOwnRegionOnly(t *testing.T) {
 	}
 }
 
+// TestAnAgentIsKnownByItsKey: the subject says which region's agent speaks, and
+// the bus who it is; where they differ, and where the bus says nothing, nobody is
+// believed.
+func TestAnAgentIsKnownByItsKey(t *testing.T) {
+	w := newWorld(t)
+	const start = `{"region":"sydney","agent":"a-1","http":"127.0.0.1:1","transfer":"127.0.0.1:2"}`
+	const subject = "tombolo.agent.sydney._.region.start-epoch"
+	send(t, w.core, subject, "s-1", start).wants(t, "user-unknown", "403")
+	public, err := w.keys["sydney"].PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, key := w.as(t, "sydney"), "key:_/"+public
+	own := w.users[key]
+	for name, who := range map[string]commands.Identity{
+		"another region's agent":    {Actor: events.Actor{Account: "_", User: "agent-beijing"}, Role: events.Agent, Region: "beijing"},
+		"an administrator":          {Actor: events.Actor{Account: "_", User: "agent-sydney"}, Role: events.Administrator, Region: "sydney"},
+		"somebody of other account": {Actor: events.Actor{Account: "acme", User: "agent-sydney"}, Role: events.Agent, Region: "sydney"},
+	} {
+		w.users[key] = who
+		if got := send(t, agent, subject, "", start); got.Error == nil || got.Error.Code != "user-unknown" {
+			t.Errorf("%s: %+v %+v", name, got.Answer, got.Error)
+		}
+	}
+	w.users[key] = own
+	send(t, agent, subject, "s-2", start).wants(t, "region-unknown", "404") // let in, and then decided
+}
+
 func TestParallelRequestsAndDrain(t *testing.T) {
 	w := newWorld(t)
 	second, err := commands.Serve(w.core, w.door, w.inbox) // another control plane

@@ -41,9 +41,6 @@ func (u users) ByCredential(_ context.Context, a events.AccountID, nkey string) 
 func (u users) ByActor(_ context.Context, a events.Actor) (commands.Identity, error) {
 	return u.find("actor:" + string(a.Account) + "/" + string(a.User))
 }
-func (u users) ByRegion(_ context.Context, r events.RegionID) (commands.Identity, error) {
-	return u.find("agent:" + string(r))
-}
 
 // world is a bus with the accounts of a real one, the journal on it, and a door.
 type world struct {
@@ -72,8 +69,6 @@ func newWorld(t testing.TB) *world {
 	w := &world{keys: map[string]nkeys.KeyPair{}, now: time.Now}
 	u := users{
 		"actor:_/root":   {Actor: events.Actor{Account: "_", User: "root"}, Role: events.Administrator},
-		"agent:sydney":   {Actor: events.Actor{Account: "_", User: "agent-sydney"}, Role: events.Agent, Region: "sydney"},
-		"agent:beijing":  {Actor: events.Actor{Account: "_", User: "agent-beijing"}, Role: events.Agent, Region: "beijing"},
 		"actor:acme/ann": {Actor: events.Actor{Account: "acme", User: "ann"}, Role: events.Operator},
 	}
 	public, ring := map[string]string{}, keyring{}
@@ -97,6 +92,7 @@ func newWorld(t testing.TB) *world {
 		ring[public[name]] = user
 	}
 	u["key:_/"+public["root"]] = u["actor:_/root"]
+	u["key:_/"+public["sydney"]] = commands.Identity{Actor: events.Actor{Account: "_", User: "agent-sydney"}, Role: events.Agent, Region: "sydney"}
 	u["key:acme/"+public["ann"]] = u["actor:acme/ann"]
 	u["key:acme/"+public["bob"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "bob"}, Role: events.Reader}
 	u["key:acme/"+public["mia"]] = commands.Identity{Actor: events.Actor{Account: "acme", User: "mia"}, Role: events.Member, Permissions: []string{"template.instantiate"}}
@@ -147,11 +143,18 @@ func (w *world) newDoor(t testing.TB, j journal.Journal) *commands.Door {
 // doorOf makes a door over a journal that asks a directory.
 func (w *world) doorOf(t testing.TB, j journal.Journal, directory commands.Directory) *commands.Door {
 	t.Helper()
+	return w.doorReading(t, j, directory, nil)
+}
+
+// doorReading makes a door that has reads, too.
+func (w *world) doorReading(t testing.TB, j journal.Journal, directory commands.Directory, reads commands.Reads) *commands.Door {
+	t.Helper()
 	access, err := policies.Access()
 	if err != nil {
 		t.Fatal(err)
 	}
 	d, err := commands.New(commands.Options{
+		Reads:     reads,
 		Executor:  commands.NewExecutor(j, func() time.Time { return w.now() }),
 		Directory: directory, Access: access, Documents: w.docs, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})

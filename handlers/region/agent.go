@@ -98,9 +98,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.ready = newReadyDisks(a.cache)
-	if err := a.ready.keepAll(context.Background(), a.store); err != nil {
-		cfg.Log.Error("an instance's disks cannot be read; its clones will say why", "error", err)
-	}
+	a.ready.keepAll(context.Background(), a.store, cfg.Log)
 	if a.reads, err = projections.Open(filepath.Join(cfg.Dir, "reads"), projections.Options{}); err != nil {
 		return nil, err
 	}
@@ -108,7 +106,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 		return nil, err
 	}
 	a.intake = newIntake(cfg.Journal, cfg.Region)
-	a.uploads = &uploads{agent: a}
+	a.uploads = newUploads(a)
 	if a.httpListener, err = listen(cfg.HTTPListen); err != nil {
 		return nil, err
 	}

@@ -66,8 +66,10 @@ type Config struct {
 	// HTTP makes the handler of everything that people may ask the region;
 	// uploads are added by the agent.
 	HTTP func(a *Agent) http.Handler
-	// Authorize checks the credential of an upload and gives its account.
-	Authorize func(r *http.Request, feed *projections.Feed) (events.AccountID, error)
+	// Authorize checks the ticket of an upload to the environment, or of an export
+	// where that is empty, and gives the account of who shows it. Errors:
+	// *trust.TicketError, or why they may not.
+	Authorize func(r *http.Request, feed *projections.Feed, environment events.EnvironmentID) (events.AccountID, error)
 
 	LinkBytesPerSecond int64 // cap for what each link brings in; 0: none
 	CacheBytes         int64 // memory for decompressed chunks; 0: the default

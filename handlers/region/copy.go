@@ -37,7 +37,7 @@ func (j *job) fetch(ctx context.Context) (events.Result, error) {
 	if err != nil {
 		return events.Result{}, err
 	}
-	result := events.Result{Manifest: j.Order.Manifest, Bytes: m.Bytes(), Location: slot(j.Order)}
+	result := events.Result{Manifest: j.Order.Manifest, Bytes: m.Bytes(), Location: j.slot()}
 	root := chunks.Root{Name: instanceRoot(j), Owner: string(j.Work)}
 	for _, d := range m.Graph.Disks() {
 		root.Indexes = append(root.Indexes, chunks.Digest(d.Digest))
@@ -146,11 +146,11 @@ func distance(a, b events.RegionProfile) float64 {
 
 // manifest reads the manifest, from the region itself where it is held already.
 func (j *job) manifest(ctx context.Context) (m graph.Manifest, raw []byte, err error) {
-	return j.agent.manifest(ctx, j.Order.Manifest)
+	return j.agent.manifest(ctx, j.slot(), j.Order.Manifest)
 }
 
-func (a *Agent) manifest(ctx context.Context, d events.Digest) (m graph.Manifest, raw []byte, err error) {
-	raw, err = os.ReadFile(a.manifestPath(d))
+func (a *Agent) manifest(ctx context.Context, slot string, d events.Digest) (m graph.Manifest, raw []byte, err error) {
+	raw, err = os.ReadFile(a.manifestPath(slot))
 	if err != nil || events.DigestOf(raw) != d {
 		if raw, err = a.cfg.Documents.Get(ctx, d); err != nil {
 			return m, nil, err
@@ -167,11 +167,14 @@ func (a *Agent) manifest(ctx context.Context, d events.Digest) (m graph.Manifest
 
 func (j *job) keepManifest(raw []byte) error {
 	defer j.agent.around(KeepManifest)()
-	return writeDurably(j.agent.manifestPath(j.Order.Manifest), raw)
+	return writeDurably(j.agent.manifestPath(j.slot()), raw)
 }
 
-func (a *Agent) manifestPath(d events.Digest) string {
-	return filepath.Join(a.cfg.Dir, "manifests", d.Hex()+".json")
+// manifestPath is of the instance and not of the digest: versions that were saved
+// of the same unchanged environment have one manifest, and the removal of one of
+// them must leave the others theirs.
+func (a *Agent) manifestPath(slot string) string {
+	return filepath.Join(a.cfg.Dir, "manifests", slot+".json")
 }
 
 func (j *job) undoCopy(ctx context.Context) error {
@@ -199,7 +202,7 @@ func (j *job) remove(ctx context.Context) (events.Result, error) {
 		return events.Result{}, ended(err)
 	}
 	defer j.agent.around(RemoveManifest)()
-	if err := os.Remove(j.agent.manifestPath(j.Order.Manifest)); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(j.agent.manifestPath(j.slot())); err != nil && !os.IsNotExist(err) {
 		return events.Result{}, err
 	}
 	return events.Result{Freed: freed}, nil

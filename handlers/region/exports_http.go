@@ -81,10 +81,10 @@ func (x *exports) register(mux *http.ServeMux) {
 // handle finds out who asks, and answers with what went wrong.
 func (x *exports) handle(next func(http.ResponseWriter, *http.Request, events.AccountID) *problem) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		account, err := x.agent.cfg.Authorize(r, x.agent.feed)
+		account, err := x.agent.cfg.Authorize(r, x.agent.feed, "")
 		var p *problem
 		if err != nil {
-			p = refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+			p = unauthorized(err)
 		} else {
 			p = next(w, r, account)
 		}
@@ -224,7 +224,7 @@ func (x *exports) ofInstance(ctx context.Context, account events.AccountID, numb
 		if i.Region != x.agent.cfg.Region || i.Version != version || !i.Verified || i.State == projections.InstanceRemoved {
 			continue
 		}
-		m, _, err := x.agent.manifest(ctx, i.Digest)
+		m, _, err := x.agent.manifest(ctx, slot(number, version), i.Digest)
 		if err != nil {
 			return nil, nil, err
 		}

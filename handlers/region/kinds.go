@@ -3,6 +3,7 @@ package region
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -36,14 +37,16 @@ func nothing(*job, context.Context) error { return nil }
 
 // The names of a version's roots in the chunk store: what its save keeps until
 // the instance is there, and the instance. The owner is the order.
-func savedRoot(j *job) string    { return "saved/" + slot(j.Order) }
-func instanceRoot(j *job) string { return instanceRoots + slot(j.Order) }
+func savedRoot(j *job) string    { return "saved/" + j.slot() }
+func instanceRoot(j *job) string { return instanceRoots + j.slot() }
 
 const instanceRoots = "instance/"
 
+func (j *job) slot() string { return slot(j.Order.Template, j.Order.Version) }
+
 // slot is the direct location of a version in a region: "73291467@2".
-func slot(o events.Order) string {
-	return string(o.Template) + "@" + itoa(o.Version)
+func slot(t events.TemplateID, version int) string {
+	return string(t) + "@" + strconv.Itoa(version)
 }
 
 // holdTime is how long a hold outlives the last sign of its work.

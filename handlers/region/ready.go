@@ -2,6 +2,7 @@ package region
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 	"sync"
 
@@ -53,20 +54,22 @@ func (r *readyDisks) keep(ctx context.Context, root chunks.Root) error {
 	return nil
 }
 
-// keepAll opens the disks of all instances that the store holds.
-func (r *readyDisks) keepAll(ctx context.Context, store chunks.Reader) error {
-	roots, err := store.Roots(ctx)
+// keepAll opens the disks of all instances that the store holds. What cannot be
+// read keeps nothing else from being ready: scrubbing reports it, and its clones
+// say why.
+func (r *readyDisks) keepAll(ctx context.Context, store chunks.Reader, log *slog.Logger) {
+	roots, err := store.Roots(ctx) // with an error, those that can be read
 	if err != nil {
-		return err
+		log.Error("not everything that the store holds can be listed", "error", err)
 	}
 	for _, root := range roots {
-		if strings.HasPrefix(root.Name, instanceRoots) {
-			if err := r.keep(ctx, root); err != nil {
-				return err
-			}
+		if !strings.HasPrefix(root.Name, instanceRoots) {
+			continue
+		}
+		if err := r.keep(ctx, root); err != nil {
+			log.Error("an instance's disks cannot be read", "name", root.Name, "error", err)
 		}
 	}
-	return nil
 }
 
 // forget closes the disks of a root that goes.

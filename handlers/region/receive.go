@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -12,8 +11,6 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 )
-
-func itoa(n int) string { return strconv.Itoa(n) }
 
 // received says whether everything that the order waits for has come in, or
 // will not come any more.
@@ -92,14 +89,24 @@ func (j *job) receive(ctx context.Context) (events.Result, error) {
 // established gives the environment if this order has made it to the end. An
 // error that is os.ErrNotExist: it has not.
 func (j *job) established() (graph.Graph, error) {
-	order, err := os.ReadFile(j.agent.environmentPath(j.Order.Environment, "order"))
+	made, err := j.agent.madeBy(j.Order.Environment, j.Work)
 	if err != nil {
 		return graph.Graph{}, err
 	}
-	if orderOf(order) != j.Work {
+	if !made {
 		return graph.Graph{}, os.ErrNotExist
 	}
 	return j.agent.environmentGraph(j.Order.Environment)
+}
+
+// madeBy says whether the order makes the environment, or has made it, out of
+// disks that are all in the chunk store.
+func (a *Agent) madeBy(id events.EnvironmentID, w events.WorkID) (bool, error) {
+	order, err := os.ReadFile(a.environmentPath(id, "order"))
+	if os.IsNotExist(err) {
+		return false, nil
+	}
+	return orderOf(order) == w, err
 }
 
 // establish makes the environment out of disks that are in the chunk store:

@@ -2,17 +2,13 @@ package region
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/aggregates/work"
 	"github.com/tombolo-vdc/tombolo/events"
-	"github.com/tombolo-vdc/tombolo/events/journal"
-	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 // slowTelling executes reports, and the journal tells of them later.
@@ -38,43 +34,17 @@ func (s *slowTelling) Command(_ context.Context, operation events.OperationID, _
 func TestReportedIsNotBegunAgain(t *testing.T) {
 	a := storeOf(t, t.TempDir())
 	defer func() { closeStore(t, a) }()
-	j := journal.NewMemory(events.NewRegistry(), time.Now)
+	j := follow(t, a)
 	id := events.WorkID(events.DeriveID("acme", "command", "work"))
-	ref := work.Ref{Region: "sydney", Work: id}
-	put := func(expect events.Head, e events.Event) events.Record {
-		t.Helper()
-		command := events.CommandID(events.DeriveID("acme", events.CommandID(e.EventType()), "command"))
-		r, err := j.Append(t.Context(), journal.Proposal{Aggregate: ref.Aggregate("acme"), Expect: expect, ID: events.DeriveID("acme", command, "event"), Time: time.Now(),
-			Actor: events.Actor{Account: "acme", User: "ann"}, Command: events.CommandRef{ID: command, Digest: events.DigestOf([]byte(command))},
-			Correlation: string(command), Event: e})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	ordered := put(events.Head{}, events.WorkOrdered{Kind: events.WorkRemove, Operation: events.OperationID(id), Order: events.Order{Template: "73291467", Version: 1, Manifest: events.DigestOf(nil)}})
-	reads, err := projections.Open(filepath.Join(a.cfg.Dir, "reads"), projections.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reads.Close()
-	if a.feed, err = reads.Feed(projections.All()...); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- a.feed.Run(ctx, j) }()
-	defer func() { cancel(); <-ended }()
-	if err := a.feed.WaitFor(ctx, ordered.Sequence); err != nil {
-		t.Fatal(err)
-	}
+	of := work.Ref{Region: "sydney", Work: id}.Aggregate("acme")
+	ordered := j.put(of, events.Head{}, events.WorkOrdered{Kind: events.WorkRemove, Operation: events.OperationID(id), Order: events.Order{Template: "73291467", Version: 1, Manifest: events.DigestOf(nil)}})
 	told := &slowTelling{tip: ordered.Sequence, heard: make(chan string, 8)}
-	a.cfg.Commander, a.cfg.Journal, a.cfg.Slots = told, j, 4
+	a.cfg.Commander, a.cfg.Slots = told, 4
 	a.jobs, a.ready = map[events.WorkID]*running{}, newReadyDisks(a.cache)
 	active, done := 0, make(chan error, 4)
 	look := func() {
 		t.Helper()
-		if _, err := a.reconcile(ctx, &active, done); err != nil {
+		if _, err := a.reconcile(t.Context(), &active, done); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,11 +60,8 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	if active != 1 {
 		t.Fatalf("%d pieces of work are under way for one order", active)
 	}
-	started := put(ordered.Head(), events.WorkStarted{Epoch: 1, Attempt: 1})
-	last := put(started.Head(), events.WorkDone{Epoch: 1})
-	if err := a.feed.WaitFor(ctx, last.Sequence); err != nil {
-		t.Fatal(err)
-	}
+	started := j.put(of, ordered.Head(), events.WorkStarted{Epoch: 1, Attempt: 1})
+	j.put(of, started.Head(), events.WorkDone{Epoch: 1})
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

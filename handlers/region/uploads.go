@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
+	"github.com/tombolo-vdc/tombolo/projections"
 )
 
 // uploads takes in the disks of environments that are being made:
@@ -25,12 +27,25 @@ import (
 //
 // Ranges may come in any order, again, and in several connections; what no
 // range covers is zeros. What came in survives a restart of the agent. Nothing
-// is taken that no open order asks for.
+// is taken that no open order asks for, and no range changes a disk that is
+// complete: from then on it is taken into the chunk store (upload-complete).
 type uploads struct {
 	agent *Agent
 	mu    sync.Mutex
-	owed  int64 // bytes of the requests under way
+	owed  int64            // bytes of the requests under way
+	gates map[string]*gate // of the disks with requests under way, by path
 }
+
+// gate is what the requests for one disk share: those that write hold it for
+// reading, one that closes it for writing. What is written through it is
+// therefore written before the disk is complete, or not at all.
+type gate struct {
+	sync.RWMutex
+	closed bool
+	users  int // guarded by uploads.mu
+}
+
+func newUploads(a *Agent) *uploads { return &uploads{agent: a, gates: map[string]*gate{}} }
 
 func (u *uploads) register(mux *http.ServeMux) {
 	mux.HandleFunc("PUT /v1/uploads/{environment}/{node}/{disk}", u.handle(u.put))
@@ -50,6 +65,50 @@ func (u *uploads) path(w events.WorkID, disk string) string {
 func (u *uploads) complete(w events.WorkID, disk string) bool {
 	_, err := os.Stat(u.path(w, disk) + ".complete")
 	return err == nil
+}
+
+// enter gives the disk's gate, which the caller leaves when its request is done.
+func (u *uploads) enter(up upload) (g *gate, leave func(), err error) {
+	path := u.path(up.work, up.disk.Name)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	g = u.gates[path]
+	if g == nil {
+		// The marker is gone again once the environment is there, which then says it.
+		closed := u.complete(up.work, up.disk.Name)
+		if !closed {
+			if closed, err = u.agent.madeBy(up.environment, up.work); err != nil {
+				return nil, nil, err
+			}
+		}
+		g = &gate{closed: closed}
+		u.gates[path] = g
+	}
+	g.users++
+	return g, func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if g.users--; g.users == 0 {
+			delete(u.gates, path)
+		}
+	}, nil
+}
+
+// gated writes to the staging file for as long as the disk is not complete.
+type gated struct {
+	gate *gate
+	to   io.Writer
+}
+
+var errComplete = errors.New("the disk is complete")
+
+func (g gated) Write(p []byte) (int, error) {
+	g.gate.RLock()
+	defer g.gate.RUnlock()
+	if g.gate.closed {
+		return 0, errComplete
+	}
+	return g.to.Write(p)
 }
 
 func (u *uploads) drop(w events.WorkID) error {
@@ -72,6 +131,16 @@ func refuse(status int, code, format string, args ...any) *problem {
 	return &problem{Status: status, Title: http.StatusText(status), Detail: fmt.Sprintf(format, args...), Code: code}
 }
 
+// unauthorized is for whom Authorize does not let in.
+func unauthorized(err error) *problem {
+	if t, ok := errors.AsType[*trust.TicketError](err); ok {
+		p := refuse(http.StatusUnauthorized, t.Code, "%s", t.Text)
+		p.Next = t.Next
+		return p
+	}
+	return refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+}
+
 func (p *problem) write(w http.ResponseWriter, log *slog.Logger) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
@@ -82,8 +151,9 @@ func (p *problem) write(w http.ResponseWriter, log *slog.Logger) {
 
 // upload is one request for one wanted disk.
 type upload struct {
-	work events.WorkID
-	disk events.DiskWanted
+	work        events.WorkID
+	environment events.EnvironmentID
+	disk        events.DiskWanted
 }
 
 func (u *uploads) handle(next func(*http.Request, upload) *problem) http.HandlerFunc {
@@ -106,9 +176,9 @@ const orderPatience = 5 * time.Second
 
 // find is the open order that waits for the disk, if the asker may serve it.
 func (u *uploads) find(r *http.Request) (upload, *problem) {
-	account, err := u.agent.cfg.Authorize(r, u.agent.feed)
+	account, err := u.agent.cfg.Authorize(r, u.agent.feed, events.EnvironmentID(r.PathValue("environment")))
 	if err != nil {
-		return upload{}, refuse(http.StatusUnauthorized, "not-authenticated", "%v", err)
+		return upload{}, unauthorized(err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), orderPatience)
 	defer cancel()
@@ -117,7 +187,7 @@ func (u *uploads) find(r *http.Request) (upload, *problem) {
 		if p == nil || p.Code != notWanted {
 			return up, p
 		}
-		if err := u.agent.feed.WaitFor(ctx, position+1, "work-orders"); err != nil {
+		if err := u.agent.feed.WaitFor(ctx, position+1, "environments", "work-orders"); err != nil {
 			return up, p
 		}
 	}
@@ -127,31 +197,50 @@ const notWanted = "upload-not-wanted"
 
 // look is find at the position where the projections are.
 func (u *uploads) look(r *http.Request, account events.AccountID) (uint64, upload, *problem) {
-	view, err := u.agent.feed.Now("work-orders")
+	view, err := u.agent.feed.Now("environments", "work-orders")
 	if err != nil {
 		return 0, upload{}, u.internal(err)
 	}
 	defer view.Close()
 	environment, disk := events.EnvironmentID(r.PathValue("environment")), r.PathValue("node")+"/"+r.PathValue("disk")
-	open, err := openOrders(view, u.agent.cfg.Region)
+	work, err := u.receiving(view, environment, account)
 	if err != nil {
 		return 0, upload{}, u.internal(err)
 	}
-	for _, o := range open {
-		if o.Kind != events.WorkReceive || o.Order.Environment != environment || o.Undo ||
-			account != o.Account && account != events.None {
-			continue
-		}
-		for _, d := range o.Order.Disks {
-			if d.Name == disk {
-				return 0, upload{o.Work, d}, nil
-			}
-		}
-		return 0, upload{}, refuse(http.StatusNotFound, "disk-unknown", "environment %s has no disk %s", environment, disk)
+	if work == "" {
+		p := refuse(http.StatusNotFound, notWanted, "%s waits for no disk of environment %s", u.agent.cfg.Region, environment)
+		p.Next = "create the environment first; send its disks before its upload expires"
+		return view.Position(), upload{}, p
 	}
-	p := refuse(http.StatusNotFound, notWanted, "%s waits for no disk of environment %s", u.agent.cfg.Region, environment)
-	p.Next = "create the environment first; send its disks before its upload expires"
-	return view.Position(), upload{}, p
+	order, _, err := projections.WorkOrders{}.Order(view, work)
+	if err != nil {
+		return 0, upload{}, u.internal(err)
+	}
+	for _, d := range order.Disks {
+		if d.Name == disk {
+			return 0, upload{work, environment, d}, nil
+		}
+	}
+	return 0, upload{}, refuse(http.StatusNotFound, "disk-unknown", "environment %s has no disk %s", environment, disk)
+}
+
+// receiving is the open order of this region that takes the environment's disks
+// in; empty where there is none that the account may serve.
+func (u *uploads) receiving(view *projections.View, id events.EnvironmentID, account events.AccountID) (events.WorkID, error) {
+	e, ok, err := projections.Environments{}.Environment(view, id)
+	if err != nil || !ok || e.Region != u.agent.cfg.Region || account != e.Account && account != events.None {
+		return "", err
+	}
+	orders, err := projections.WorkOrders{}.OfOperation(view, e.Operation) // that makes it: one or two
+	if err != nil {
+		return "", err
+	}
+	for _, o := range orders {
+		if o.Kind == events.WorkReceive && o.Region == u.agent.cfg.Region && o.State.Open() && !o.Undo {
+			return o.Work, nil
+		}
+	}
+	return "", nil
 }
 
 func (u *uploads) internal(err error) *problem {
@@ -170,23 +259,29 @@ func (u *uploads) put(r *http.Request, up upload) *problem {
 	if size != up.disk.Bytes {
 		return refuse(http.StatusConflict, "disk-size-differs", "disk %s was declared with %d bytes, not %d", up.disk.Name, up.disk.Bytes, size)
 	}
-	if u.complete(up.work, up.disk.Name) {
-		return refuse(http.StatusConflict, "upload-complete", "disk %s has come in already", up.disk.Name)
+	g, leave, err := u.enter(up)
+	if err != nil {
+		return u.internal(err)
 	}
+	defer leave()
 	want := last - first + 1
 	done, err := u.room(want)
 	if err != nil {
 		return u.internal(err)
 	}
 	defer done()
-	f, err := u.open(up)
-	if err != nil {
-		return u.internal(err)
+	f, err := u.open(up, g)
+	if err == nil {
+		defer f.Close()
 	}
-	defer f.Close()
-	n, err := io.Copy(io.NewOffsetWriter(f, first), io.LimitReader(r.Body, want))
+	var n int64
+	if err == nil {
+		n, err = io.Copy(gated{g, io.NewOffsetWriter(f, first)}, io.LimitReader(r.Body, want))
+	}
 	var pathError *os.PathError
 	switch {
+	case errors.Is(err, errComplete):
+		return refuse(http.StatusConflict, "upload-complete", "disk %s has come in already", up.disk.Name)
 	case errors.As(err, &pathError):
 		return u.internal(err)
 	case err != nil || n < want:
@@ -223,7 +318,17 @@ func (u *uploads) room(want int64) (done func(), err error) {
 	}, nil
 }
 
-func (u *uploads) open(up upload) (*os.File, error) {
+// open opens the staging file of a disk that is not complete (errComplete).
+func (u *uploads) open(up upload, g *gate) (*os.File, error) {
+	g.RLock()
+	defer g.RUnlock()
+	if g.closed {
+		return nil, errComplete
+	}
+	return u.stage(up)
+}
+
+func (u *uploads) stage(up upload) (*os.File, error) {
 	if err := os.MkdirAll(u.dir(up.work), 0o700); err != nil {
 		return nil, err
 	}
@@ -238,11 +343,20 @@ func (u *uploads) open(up upload) (*os.File, error) {
 	return f, nil
 }
 
+// finish closes the disk's gate: requests that come later, or are under way,
+// write nothing any more.
 func (u *uploads) finish(_ *http.Request, up upload) *problem {
-	if u.complete(up.work, up.disk.Name) {
+	g, leave, err := u.enter(up)
+	if err != nil {
+		return u.internal(err)
+	}
+	defer leave()
+	g.Lock()
+	defer g.Unlock()
+	if g.closed {
 		return nil
 	}
-	f, err := u.open(up)
+	f, err := u.stage(up)
 	if err == nil {
 		err = f.Sync()
 		if cerr := f.Close(); err == nil {
@@ -251,6 +365,7 @@ func (u *uploads) finish(_ *http.Request, up upload) *problem {
 	}
 	if err == nil {
 		err = writeDurably(u.path(up.work, up.disk.Name)+".complete", nil)
+		g.closed = u.complete(up.work, up.disk.Name) // perhaps also after an error
 	}
 	if err != nil {
 		return u.internal(err)

@@ -1,22 +1,17 @@
 package trust
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
 )
@@ -43,18 +38,6 @@ func URL(address string) string {
 // Control reads the control plane's certificate kept in dir, or signs one there,
 // for these names and addresses of its host.
 func (a *Authority) Control(dir string, names []string) (tls.Certificate, error) {
-	certPath, keyPath := filepath.Join(dir, "control.pem"), filepath.Join(dir, "control.key")
-	pair, err := tls.LoadX509KeyPair(certPath, keyPath)
-	if err == nil && time.Until(pair.Leaf.NotAfter) > regionLife/10 && !slices.ContainsFunc(names, func(n string) bool { return pair.Leaf.VerifyHostname(n) != nil }) {
-		return pair, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return tls.Certificate{}, fmt.Errorf("read the control plane's certificate: %w", err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "Tombolo control plane"}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -66,14 +49,13 @@ func (a *Authority) Control(dir string, names []string) (tls.Certificate, error)
 			template.DNSNames = append(template.DNSNames, n)
 		}
 	}
-	der, err := sign(template, a.certificate, &key.PublicKey, a.key, regionLife)
-	if err == nil {
-		err = writePair(certPath, keyPath, der, key)
-	}
+	pair, err := a.kept(filepath.Join(dir, "control"), func(c *x509.Certificate) bool {
+		return !slices.ContainsFunc(names, func(n string) bool { return c.VerifyHostname(n) != nil })
+	}, template)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("sign the control plane's certificate: %w", err)
+		return tls.Certificate{}, fmt.Errorf("the control plane's certificate: %w", err)
 	}
-	return tls.LoadX509KeyPair(certPath, keyPath)
+	return pair, nil
 }
 
 // ToControl is how to reach a control plane whose certificate the authority signed.

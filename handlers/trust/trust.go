@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -89,34 +90,76 @@ func (a *Authority) PEM() []byte { return a.pem }
 
 // Region reads the region's certificate kept in dir, or signs one there.
 func (a *Authority) Region(dir string, region events.RegionID) (tls.Certificate, error) {
-	certPath := filepath.Join(dir, "region-"+string(region)+".pem")
-	keyPath := filepath.Join(dir, "region-"+string(region)+".key")
-	pair, err := tls.LoadX509KeyPair(certPath, keyPath)
-	if err == nil && time.Until(pair.Leaf.NotAfter) > regionLife/10 {
-		return pair, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return tls.Certificate{}, fmt.Errorf("read the certificate of %s: %w", region, err)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	template := &x509.Certificate{
+	pair, err := a.kept(filepath.Join(dir, "region-"+string(region)), func(c *x509.Certificate) bool { return names(c, region) }, &x509.Certificate{
 		Subject:     pkix.Name{CommonName: string(region)},
 		URIs:        []*url.URL{transfer.RegionURI(string(region))},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("the certificate of %s: %w", region, err)
+	}
+	return pair, nil
+}
+
+func names(c *x509.Certificate, region events.RegionID) bool {
+	return slices.ContainsFunc(c.URIs, func(u *url.URL) bool { return *u == *transfer.RegionURI(string(region)) })
+}
+
+// kept reads the pair at path.pem and path.key. Where there is none, or it is not
+// this authority's, does not fit, or has less than a tenth of its life before it,
+// the template is signed in its place.
+func (a *Authority) kept(path string, fits func(*x509.Certificate) bool, template *x509.Certificate) (tls.Certificate, error) {
+	certPath, keyPath := path+".pem", path+".key"
+	pair, err := tls.LoadX509KeyPair(certPath, keyPath)
+	if err == nil && pair.Leaf.CheckSignatureFrom(a.certificate) == nil && time.Until(pair.Leaf.NotAfter) > regionLife/10 && fits(pair.Leaf) {
+		return pair, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, fmt.Errorf("read it: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
 	}
 	der, err := sign(template, a.certificate, &key.PublicKey, a.key, regionLife)
 	if err == nil {
 		err = writePair(certPath, keyPath, der, key)
 	}
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("sign a certificate for %s: %w", region, err)
+		return tls.Certificate{}, fmt.Errorf("sign it: %w", err)
 	}
 	return tls.LoadX509KeyPair(certPath, keyPath)
 }
+
+// CertificateError is why a certificate does not prove what it should. Codes:
+// certificate-expired, certificate-untrusted, certificate-elsewhere.
+type CertificateError struct{ Code, Text string }
+
+// Error is the text with its code.
+func (e *CertificateError) Error() string { return e.Text + " (" + e.Code + ")" }
+
+// CheckRegion says whether others will believe a region's certificate at this
+// time: signed by the authority, for this region, neither over nor still to
+// begin. Errors: *CertificateError.
+func CheckRegion(pair tls.Certificate, authority *x509.CertPool, region events.RegionID, now time.Time) error {
+	c := pair.Leaf
+	if !names(c, region) {
+		return &CertificateError{"certificate-elsewhere", fmt.Sprintf("the certificate is %s's, and does not name region %s", c.Subject.CommonName, region)}
+	}
+	if now.Before(c.NotBefore) || now.After(c.NotAfter) {
+		return &CertificateError{"certificate-expired", fmt.Sprintf("the certificate of %s is good from %s to %s, and here it is %s", region,
+			c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))}
+	}
+	if _, err := c.Verify(x509.VerifyOptions{Roots: authority, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+		return &CertificateError{"certificate-untrusted", fmt.Sprintf("the certificate of %s is not the installation's authority's: %v", region, err)}
+	}
+	return nil
+}
+
+// EndsSoon is how long before its end a region's certificate is spoken of; an
+// enrolment gives a new one by then.
+const EndsSoon = 30 * 24 * time.Hour
 
 func sign(template, parent *x509.Certificate, public *ecdsa.PublicKey, signer *ecdsa.PrivateKey, life time.Duration) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))

@@ -60,10 +60,6 @@ func (p *plane) ByActor(context.Context, events.Actor) (commands.Identity, error
 	return p.identity(false)
 }
 
-func (p *plane) ByRegion(context.Context, events.RegionID) (commands.Identity, error) {
-	return p.identity(false)
-}
-
 func newPlane(t *testing.T) *plane {
 	t.Helper()
 	p := &plane{dir: t.TempDir(), listen: "127.0.0.1:0"}

@@ -2,15 +2,13 @@ package program
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -45,7 +43,10 @@ type AgentConfig struct {
 // RegionAgent is a region's agent with its connection to the bus.
 type RegionAgent struct {
 	*region.Agent
-	conn *bus.Conn
+	conn   *bus.Conn
+	log    *slog.Logger
+	region events.RegionID
+	ends   time.Time // of its certificate
 }
 
 // Close ends both.
@@ -68,7 +69,39 @@ func (p *Program) Devices(id events.RegionID) (string, error) {
 }
 
 // Run is the agent's. Errors besides its own: *Error with event-unknown.
-func (a *RegionAgent) Run(ctx context.Context) error { return explained(a.Agent.Run(ctx)) }
+func (a *RegionAgent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { a.watchCertificate(ctx) })
+	defer watch.Wait()
+	defer cancel()
+	return explained(a.Agent.Run(ctx))
+}
+
+// watchCertificate says once a day that the certificate ends soon, until the
+// context ends.
+func (a *RegionAgent) watchCertificate(ctx context.Context) {
+	day := time.NewTicker(24 * time.Hour)
+	defer day.Stop()
+	for now := time.Now(); ; {
+		a.tellEnd(now)
+		select {
+		case <-ctx.Done():
+			return
+		case now = <-day.C:
+		}
+	}
+}
+
+func (a *RegionAgent) tellEnd(now time.Time) {
+	if a.ends.Sub(now) < trust.EndsSoon {
+		a.log.Warn("the region's certificate ends; after that no other region believes it", "ends", a.ends.UTC(), "next", enrolAgain(a.region))
+	}
+}
+
+func enrolAgain(r events.RegionID) string {
+	return fmt.Sprintf("enrol again (tombolo agent enroll --region %s -o FILE; one that runs in the control plane's process: start that again), and start the agent with it", r)
+}
 
 // reconnectPause is how long an agent waits between attempts to reach the bus.
 const reconnectPause = 500 * time.Millisecond
@@ -90,6 +123,13 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
+	if err := trust.CheckRegion(certificate, authority, c.Enrolment.Region, time.Now()); err != nil {
+		var bad *trust.CertificateError
+		if !errors.As(err, &bad) {
+			return nil, err
+		}
+		return nil, &Error{bad.Code, bad.Text, enrolAgain(c.Enrolment.Region) + "; if it is good, look at this host's clock"}
+	}
 	if strings.HasPrefix(c.Enrolment.NATS, "tls://") {
 		options = append(options, nats.Secure(trust.ToControl(authority)))
 	}
@@ -108,6 +148,9 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	}
 	docs := documents.NewRemote(conn, c.Enrolment.Signer)
 	control := client.New(conn, c.Enrolment.Region)
+	holders := func(f *projections.Feed) ticketHolders {
+		return ticketHolders{&directory{feed: f}, c.Enrolment.Signer, c.Enrolment.Region}
+	}
 	composed := region.Config{
 		Dir: c.Dir, Region: c.Enrolment.Region,
 		Journal: j, Commander: control, Documents: docs,
@@ -122,10 +165,12 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		TransferAdvertise: c.TransferAdvertise, HTTPAdvertise: c.HTTPAdvertise,
 		LinkBytesPerSecond: c.LinkBytesPerSecond,
 		HTTP: func(a *region.Agent) http.Handler {
-			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: &directory{feed: a.Feed()}, Log: c.Log, Now: time.Now, Host: a,
+			return api.New(api.Config{Feed: a.Feed(), Journal: j, Users: holders(a.Feed()), Log: c.Log, Now: time.Now, Host: a,
 				Home: c.Enrolment.HTTP, Source: "urn:uuid:" + c.Enrolment.Journal, Version: c.Version, Documents: docs})
 		},
-		Authorize: authorize,
+		Authorize: func(r *http.Request, f *projections.Feed, environment events.EnvironmentID) (events.AccountID, error) {
+			return holders(f).authorize(r, environment)
+		},
 	}
 	if c.Instrument != nil {
 		c.Instrument(&composed)
@@ -134,7 +179,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	return &RegionAgent{a, conn}, nil
+	return &RegionAgent{a, conn, c.Log, c.Enrolment.Region, certificate.Leaf.NotAfter}, nil
 }
 
 // openRemoteJournal opens the journal for reading, as soon as the bus is there.
@@ -193,22 +238,4 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 	}
 	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: listen, HTTPListen: listen, TransferAdvertise: advertise, HTTPAdvertise: advertise,
 		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
-}
-
-// authorize reads the bearer token of an upload and gives the account it acts
-// for. Readers, agents, and members who may not create environments, send no disks.
-func authorize(r *http.Request, feed *projections.Feed) (events.AccountID, error) {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return "", errors.New("send the bearer token of your context")
-	}
-	sum := sha256.Sum256([]byte(token))
-	u, found, err := (&directory{feed: feed}).ByToken(r.Context(), events.Digest("sha256:"+hex.EncodeToString(sum[:])))
-	switch {
-	case err != nil:
-		return "", err
-	case !found || u.Role != events.Administrator && u.Role != events.Operator && !slices.Contains(u.Permissions, "environment.create"):
-		return "", errors.New("nobody who may send disks is known by this token")
-	}
-	return u.Account, nil
 }

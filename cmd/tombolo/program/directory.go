@@ -2,14 +2,19 @@ package program
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
+	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/bus"
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
+	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -113,9 +118,13 @@ func (d *directory) ByCredential(_ context.Context, account events.AccountID, nk
 	return who, err
 }
 
+func actorQuestion(account events.AccountID, user events.UserID) string {
+	return "user " + string(account) + " " + string(user)
+}
+
 // ByActor finds a user by name.
 func (d *directory) ByActor(_ context.Context, actor events.Actor) (commands.Identity, error) {
-	return d.identity("user "+string(actor.Account)+" "+string(actor.User), func(v *projections.View) (projections.UserRow, bool, error) {
+	return d.identity(actorQuestion(actor.Account, actor.User), func(v *projections.View) (projections.UserRow, bool, error) {
 		return projections.Accounts{}.User(v, actor.Account, actor.User)
 	})
 }
@@ -131,12 +140,64 @@ func (d *directory) ByRegion(_ context.Context, region events.RegionID) (command
 	})
 }
 
-// ByToken finds whose a bearer token is.
-func (d *directory) ByToken(_ context.Context, token events.Digest) (api.User, bool, error) {
-	u, ok, err := d.find("token "+string(token), func(v *projections.View) (projections.UserRow, bool, error) {
-		return projections.Accounts{}.ByToken(v, token)
+// ByBearer finds whose a bearer token is. Only its digest is looked up, and kept.
+func (d *directory) ByBearer(_ context.Context, token string) (api.User, bool, error) {
+	digest := events.DigestOf([]byte(token))
+	return d.user("token "+string(digest), func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.ByToken(v, digest)
 	})
+}
+
+func (d *directory) user(question string, which func(*projections.View) (projections.UserRow, bool, error)) (api.User, bool, error) {
+	u, ok, err := d.find(question, which)
 	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
+}
+
+// ticketHolders knows who comes to a region's agent: people with tickets of the
+// control plane. What they may do is what the region's own reads say by now, so
+// that a user who was removed has a ticket for nothing.
+type ticketHolders struct {
+	*directory
+	signer ed25519.PublicKey
+	region events.RegionID
+}
+
+var _ api.Users = ticketHolders{}
+
+// ByBearer finds who shows a ticket to ask the region.
+func (h ticketHolders) ByBearer(_ context.Context, ticket string) (api.User, bool, error) {
+	return h.holder(ticket, trust.ToAsk, "")
+}
+
+func (h ticketHolders) holder(shown string, purpose trust.Purpose, environment events.EnvironmentID) (api.User, bool, error) {
+	t, err := trust.ReadTicket(shown, h.signer, h.region, purpose, environment, time.Now())
+	if err != nil {
+		return api.User{}, false, err
+	}
+	return h.user(actorQuestion(t.Account, t.User), func(v *projections.View) (projections.UserRow, bool, error) {
+		return projections.Accounts{}.User(v, t.Account, t.User)
+	})
+}
+
+// authorize reads the ticket of an upload to an environment, or of an export. It
+// lets in neither readers, nor agents, nor members who may not create environments.
+func (h ticketHolders) authorize(r *http.Request, environment events.EnvironmentID) (events.AccountID, error) {
+	shown, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return "", errors.New("send a ticket of the control plane as bearer")
+	}
+	purpose := trust.ToAsk
+	if environment != "" {
+		purpose = trust.ToUpload
+	}
+	u, found, err := h.holder(strings.TrimSpace(shown), purpose, environment)
+	switch {
+	case err != nil:
+		return "", err
+	case !found || !u.SendsDisks():
+		return "", errors.New("nobody who may send or read disks is known by this ticket")
+	}
+	return u.Account, nil
 }
 
 // busUsers tells the bus who may connect.

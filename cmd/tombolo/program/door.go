@@ -31,6 +31,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 		return err
 	}
 	p.signer = signing.Public().(ed25519.PublicKey)
+	p.tickets = func(t trust.Ticket) (string, error) { return t.Issue(signing) }
 	if p.documents, err = documents.Open(ctx, p.conn, signing, 0); err != nil {
 		return err
 	}
@@ -48,7 +49,7 @@ func (p *Program) openDoor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.inbox, err = commands.OpenInbox(ctx, p.conn, p.door, min(inboxBytes, p.bus.MaxStore()/8), 0); err != nil {
+	if p.inbox, err = commands.OpenInbox(ctx, p.conn, p.door, inboxLimit(p.bus.MaxStore()), 0); err != nil {
 		return err
 	}
 	service, err := commands.Serve(p.conn, p.door, p.inbox)
@@ -153,7 +154,7 @@ func (p *Program) openHTTP(ctx context.Context) error {
 	p.server = &http.Server{
 		Handler: api.New(api.Config{Feed: p.feed, Journal: p.journal, Users: p.directory, Log: p.config.Log.With("part", "http"), Now: time.Now,
 			Commands: p.door, Version: p.config.Version, Documents: p.documents, Handlers: p.runner, Inbox: p.inbox, Progress: reports,
-			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
+			Source: "urn:uuid:" + p.journalID, Ready: p.ready, Enrol: p.Enrol, Tickets: p.tickets, Scratch: p.dir("scratch"), Grow: p.grow, Backup: p.backup,
 			Regions: &http.Client{Transport: &http.Transport{TLSClientConfig: trust.ToRegions(p.authority.Pool())}}}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,

@@ -74,6 +74,7 @@ type Program struct {
 	feeds        *bus.Feeds
 	journalID    string
 	signer       ed25519.PublicKey
+	tickets      api.Tickets
 	authority    *trust.Authority
 	tls          *tls.Config // of whatever does not listen on loopback
 	documents    *documents.Bucket
@@ -267,7 +268,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	limit := min(journalBytes, p.bus.MaxStore()/2)
+	limit := min(journalBytes, mostOfJournal(p.bus.MaxStore()))
 	if p.config.Bytes != 0 {
 		limit = p.config.Bytes
 	}
@@ -407,6 +408,7 @@ func (p *Program) Run(ctx context.Context) error {
 	part("the processes", p.runner.Run)
 	part("the deadlines", p.endDeadlines)
 	parts.Go(func() { p.followTenants(ctx) })
+	parts.Go(func() { p.watchStore(ctx) })
 	if err := p.openAgents(ctx); err != nil && ctx.Err() == nil {
 		cancel()
 		parts.Wait()
@@ -481,6 +483,9 @@ func explained(err error) error {
 	if reads := (*projections.Error)(nil); errors.As(err, &reads) && reads.Code == projections.CodeSetBack {
 		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
 	}
+	if errors.Is(err, journal.ErrSetBack) {
+		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+	}
 	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
 		if gap.Found == 0 { // a reader is ahead of it
 			return &Error{string(projections.CodeSetBack), err.Error(), setBack}
@@ -515,6 +520,9 @@ func (p *Program) Close() error {
 // ready are the program's own checks.
 func (p *Program) ready() []api.Check {
 	out := []api.Check{{Name: "bus", Err: p.bus.Ready()}}
+	if used, most, err := p.bus.Room(); err == nil {
+		out = append(out, api.Check{Name: fmt.Sprintf("bus's room (%d of %d bytes)", used, most), Warning: storeFullness(journal.LevelOf(used, most))})
+	}
 	if at, err := p.feed.Position(); err == nil && at < p.bootstrapped {
 		out = append(out, api.Check{Name: "catching up", Err: fmt.Errorf("position %d of %d", at, p.bootstrapped)})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/journal"
@@ -51,13 +52,77 @@ func (p *Program) alarm(level journal.Level, used, limit uint64) {
 	}
 }
 
+// inboxLimit is the most bytes of commands that wait, of so many for all streams.
+func inboxLimit(store int64) int64 { return min(inboxBytes, store/8) }
+
+// mostOfJournal is the highest limit of a journal where all streams together may
+// take so many bytes. Each event of a tenant is in the tenant's mirror a second
+// time, and a mirror cannot have a limit of its own (bus.Feeds): of what the inbox
+// leaves, two fifths are the journal's, two the mirrors', and the last is for the
+// documents and for the regions' events, which every mirror has.
+func mostOfJournal(store int64) int64 { return (store - inboxLimit(store)) / 5 * 2 }
+
+// storeFullness says in words what the room for all streams asks for; nothing
+// where it asks for nothing.
+func storeFullness(l journal.Level) string {
+	switch l {
+	case journal.Filling:
+		return "journal, mirrors, inbox and documents together take eight tenths of what the disk has for them: make room on it"
+	case journal.NearlyFull:
+		return "journal, mirrors, inbox and documents together take nine tenths of what the disk has for them, and the program ends when it is full: make room on it now"
+	}
+	return ""
+}
+
+// storeEvery is how often it is looked how much all streams take.
+const storeEvery = 10 * time.Second
+
+// watchStore tells the log how full the room for all streams is, whenever that
+// becomes another level, until the context ends.
+func (p *Program) watchStore(ctx context.Context) {
+	ticks := time.NewTicker(storeEvery)
+	defer ticks.Stop()
+	for level := journal.Roomy; ; {
+		if used, most, err := p.bus.Room(); err != nil {
+			p.config.Log.Error("it is not known how much the streams take", "error", err)
+		} else {
+			level = p.storeAlarm(level, used, most)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+	}
+}
+
+// storeAlarm gives the level, and tells the log of it where it is another one than before.
+func (p *Program) storeAlarm(before journal.Level, used, most uint64) journal.Level {
+	log := p.config.Log.With("part", "bus", "bytes", used, "most", most)
+	now := journal.LevelOf(used, most)
+	switch {
+	case now == before:
+	case now == journal.Roomy:
+		log.Info("the bus has room again")
+	case now == journal.Filling:
+		log.Warn("the bus is filling", "next", storeFullness(now))
+	default:
+		log.Error("the bus is nearly full", "next", storeFullness(now))
+	}
+	return now
+}
+
 // grow raises the journal's limit while it runs.
 func (p *Program) grow(ctx context.Context, bytes int64) error {
-	if most := p.bus.MaxStore(); bytes > most {
-		return &api.Problem{Type: "about:blank", Title: "Unprocessable Entity", Status: 422, Code: "journal-limit-too-high",
-			Detail: fmt.Sprintf("the bus has %d bytes of the disk at most, and %d are asked for", most, bytes), Next: "make room on the disk, and start again"}
+	_, store, err := p.bus.Room()
+	if err != nil {
+		return err
 	}
-	err := p.journal.Grow(ctx, bytes)
+	if most := min(mostOfJournal(int64(store/4*3)), p.bus.MaxStore()); bytes > most {
+		return &api.Problem{Type: "about:blank", Title: "Unprocessable Entity", Status: 422, Code: "journal-limit-too-high",
+			Detail: fmt.Sprintf("of the %d bytes that the disk has for the bus, the journal may take %d: %d are asked for", store, most, bytes), Next: "make room on the disk, and start again"}
+	}
+	err = p.journal.Grow(ctx, bytes)
 	if errors.Is(err, journal.ErrOptions) {
 		return &api.Problem{Type: "about:blank", Title: "Conflict", Status: 409, Code: "journal-limit-not-higher", Detail: err.Error(), Next: "name a higher limit"}
 	}
