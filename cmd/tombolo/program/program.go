@@ -60,7 +60,7 @@ type Config struct {
 // Program is a composed server.
 type Program struct {
 	config       Config
-	lock         *os.File
+	refused      bool // New fails: of a new data directory nothing stays
 	bus          *bus.Server
 	conn         *nats.Conn
 	journal      *journal.JetStream
@@ -125,6 +125,7 @@ func New(ctx context.Context, c Config) (_ *Program, err error) {
 	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
+			p.refused = true
 			err = errors.Join(explained(err), p.Close())
 		}
 	}()
@@ -181,18 +182,47 @@ func (p *Program) dir(parts ...string) string {
 func (p *Program) opened(close func() error) { p.closers = append(p.closers, close) }
 
 func (p *Program) lockDir() error {
-	if err := os.MkdirAll(p.config.Dir, 0o700); err != nil {
-		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be made: %v", err), "choose another one with --data"}
+	unusable := func(err error) error {
+		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be used: %v", err), "choose another one with --data"}
+	}
+	if _, err := datadir.IsNew(p.config.Dir); errors.Is(err, datadir.ErrForeign) {
+		return &Error{"data-dir-foreign", err.Error(), "name a new or an empty directory with --data, or one that tombolo up has made"}
+	} else if err != nil {
+		return unusable(err)
+	}
+	made, err := datadir.Make(p.config.Dir)
+	if err != nil {
+		return unusable(err)
 	}
 	f, err := os.OpenFile(p.dir("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be used: %v", err), "choose another one with --data"}
+		return unusable(err)
 	}
+	inUse := &Error{"data-in-use", "another process works on " + p.config.Dir, "end it, or choose another directory with --data"}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return errors.Join(&Error{"data-in-use", "another process works on " + p.config.Dir, "end it, or choose another directory with --data"}, f.Close())
+		return errors.Join(inUse, f.Close())
 	}
-	p.lock = f
 	p.opened(f.Close)
+	ours, err := f.Stat()
+	if err != nil {
+		return unusable(err)
+	}
+	// Another start that was refused has taken the directory away meanwhile.
+	if there, err := os.Stat(p.dir("lock")); err != nil || !os.SameFile(there, ours) {
+		return inUse
+	}
+	isNew, err := datadir.IsNew(p.config.Dir)
+	if err != nil {
+		return unusable(err)
+	}
+	if isNew { // asked again, for nobody else works on it now
+		p.opened(func() error {
+			if p.refused {
+				return datadir.Discard(p.config.Dir, made)
+			}
+			return nil
+		})
+	}
 	err = datadir.Check(p.config.Dir)
 	if errors.Is(err, datadir.ErrUnknown) {
 		return &Error{"data-format-unknown", err.Error(), "use the program that wrote it, or another directory with --data"}
