@@ -83,7 +83,11 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		// A control plane that has just come up may not know its users yet.
 		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is not reached", "error", err) }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is lost", "error", err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // without one it was this process that closed it
+				c.Log.Warn("the bus is lost", "error", err)
+			}
+		}),
 		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info("the bus is back") }),
 	}, options...)
 	certificate, authority, err := c.Enrolment.identity()
