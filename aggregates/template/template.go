@@ -4,6 +4,7 @@
 package template
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -238,7 +239,8 @@ func (c Replace) Decide(s State, f aggregates.Facts) (events.TemplateEvent, erro
 	case !slices.Contains([]string{"all", "quorum", "available"}, c.Policy.Kind):
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "%q is not a switch policy: all, quorum=n or available", c.Policy.Kind)
 	case c.Policy.Kind == "quorum" && (c.Policy.Quorum < 1 || c.Policy.Quorum > len(s.regions)):
-		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "a quorum of %d cannot be had in %d regions", c.Policy.Quorum, len(s.regions))
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "a quorum of %d cannot be had: template %s is wanted in %s", c.Policy.Quorum, c.Template, count(len(s.regions), "region")).
+			WithNext("name a quorum from 1 to %d, or have more regions hold the template first", len(s.regions))
 	case !c.Deadline.IsZero() && !c.Deadline.After(f.Now):
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-deadline", "the deadline %s has passed", c.Deadline.Format(time.RFC3339))
 	}
@@ -247,6 +249,13 @@ func (c Replace) Decide(s State, f aggregates.Facts) (events.TemplateEvent, erro
 	}
 	return events.ReplacementStaged{Version: len(s.versions) + 1, Source: c.Source, Policy: c.Policy,
 		Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation}, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // StageNext takes the next replacement out of the queue.

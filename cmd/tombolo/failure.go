@@ -114,8 +114,10 @@ func (f *failure) print(a *app) {
 	if text := planText(f.Plan); text != "" {
 		fmt.Fprintf(a.err, "  plan: %s\n", text)
 	}
-	for _, finding := range f.Findings {
-		fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)
+	if len(f.Findings) > 1 || len(f.Findings) == 1 && f.Findings[0].Code != f.Code { // else the text is the finding's
+		for _, finding := range f.Findings {
+			fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)
+		}
 	}
 	if f.Next != "" {
 		fmt.Fprintf(a.err, "  next: %s\n", f.Next)
