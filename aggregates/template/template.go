@@ -4,6 +4,7 @@
 package template
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -86,6 +87,8 @@ func (s State) Fold(e events.TemplateEvent) State {
 		s.regions = changed(s.regions, e.Add, e.Remove)
 	case events.ProtectionSet:
 		s.protected = e.Protected
+	case events.KeepSet:
+		s.keep = e.Keep
 	case events.TemplateDeletionAccepted:
 		s.deleting, s.staged, s.queue = e.Operation, 0, nil
 	case events.TemplateDeleted:
@@ -159,15 +162,20 @@ func (c Create) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error
 		return nil, nil
 	case len(s.versions) > 0:
 		return nil, aggregates.Refuse("template-exists", "template %s exists already", c.Template)
-	case c.Keep < 0:
-		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-keep", "keep says how many superseded versions stay: 0 or more, not %d", c.Keep)
 	}
-	if err := checkRegions(append(slices.Clone(c.Regions), c.Source.Region)); err != nil {
+	if err := cmp.Or(checkKeep(c.Keep), checkRegions(append(slices.Clone(c.Regions), c.Source.Region))); err != nil {
 		return nil, err
 	}
 	regions := changed(c.Regions, []events.RegionID{c.Source.Region}, nil)
 	return events.TemplateCreated{Name: c.Name, Display: c.Display, Source: c.Source, Regions: regions,
 		Keep: c.Keep, Choices: c.Choices, Operation: c.Operation}, nil
+}
+
+func checkKeep(n int) error {
+	if n < 0 {
+		return aggregates.RefuseAs(aggregates.Invalid, "bad-keep", "keep says how many superseded versions stay: 0 or more, not %d", n)
+	}
+	return nil
 }
 
 func checkRegions(regions []events.RegionID) error {
@@ -448,7 +456,7 @@ func (c Rollback) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, err
 		return nil, aggregates.Already("version %d of template %s is the active one", c.Version, c.Template)
 	case retired:
 		return nil, aggregates.Refuse("version-retired", "version %d of template %s is no longer kept", c.Version, c.Template).
-			WithNext("keep=n says how many superseded versions stay")
+			WithNext("keep more from here on: tombolo template keep %s --versions N", c.Template)
 	}
 	return nil, aggregates.RefuseAs(aggregates.NotFound, "version-unknown", "template %s has no version %d to go back to", c.Template, c.Version)
 }
@@ -546,6 +554,27 @@ func (c Protect) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, erro
 		return nil, aggregates.Already("the protection of template %s is already so", c.Template)
 	}
 	return events.ProtectionSet{Protected: c.Protected}, nil
+}
+
+// Keep says how many superseded versions stay. What there is beyond is retired,
+// as after a switch; what was retired does not come back.
+type Keep struct {
+	Template events.TemplateID `json:"template"`
+	Keep     int               `json:"keep"`
+}
+
+// Aggregate is the template.
+func (c Keep) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
+
+// Decide sets the number.
+func (c Keep) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
+	if err := cmp.Or(s.live(c.Template), checkKeep(c.Keep)); err != nil {
+		return nil, err
+	}
+	if s.keep == c.Keep {
+		return nil, aggregates.Already("template %s keeps %s already", c.Template, count(c.Keep, "superseded version"))
+	}
+	return events.KeepSet{Keep: c.Keep}, nil
 }
 
 // Delete takes the reference away and with it every copy.

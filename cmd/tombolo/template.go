@@ -99,6 +99,15 @@ func (a *app) templateCommand() *cobra.Command {
 		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/rollback", map[string]int{"version": version}, templatePath, one)
 	})
 	rollback.Flags().IntVar(&version, "to", 0, "the version to go back to")
+	versions := -1
+	keep := a.verb("keep REF --versions N", "Change how many superseded versions stay; those beyond are removed", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if versions < 0 {
+			return usage("template keep needs --versions with a number from 0")
+		}
+		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/keep", map[string]int{"keep": versions}, templatePath, one)
+	})
+	keep.Flags().IntVar(&versions, "versions", -1, "how many superseded versions stay")
+	keep.Flags().Lookup("versions").DefValue = ""
 	remove := a.planned(a.verb("delete REF", "Delete it with every copy", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if a.dryRun {
 			return a.showOne(ctx, templatePath(args[0])+"/where", nil, whereShape)
@@ -110,7 +119,7 @@ func (a *app) templateCommand() *cobra.Command {
 	}))
 	remove.Flags().Lookup("dry-run").Usage = "print the copies that would be deleted and do nothing"
 	return noun("template", "Templates: one reference, many regions", a.templateCreate(one), ls, show, a.templateRegions(one), a.templateReplace(one), a.templateInstantiate(), a.templateExport(), a.templateImport(one), instances, inspect, diff,
-		rollback, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
+		rollback, keep, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
 }
 
 func (a *app) templateCreate(one shape) *cobra.Command {
@@ -140,7 +149,7 @@ func (a *app) templateCreate(one shape) *cobra.Command {
 	f.StringVar(&body.Name, "name", "", "as people call it")
 	f.StringVar(&body.Number, "number", "", "eight digits; chosen by Tombolo unless given")
 	f.StringSliceVar(&body.Regions, "regions", nil, "that should hold it; the environment's own always does")
-	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay")
+	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay (template keep changes it)")
 	f.BoolVar(&body.Protected, "protect", false, "protect it against deletion")
 	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
 	return c
