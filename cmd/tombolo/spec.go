@@ -13,6 +13,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
@@ -95,8 +96,9 @@ func (s *spec) takeDisks(ctx context.Context, dir string) []api.Finding {
 				local, bytes, err := findDisk(ctx, dir, disk, disks.Format(format))
 				if err != nil {
 					finding := api.Finding{Code: "disk-missing", Path: where, Text: "file: " + err.Error()}
-					if image, ok := errors.AsType[*disks.Error](err); ok {
-						finding.Code, finding.Text = image.Code, fmt.Sprintf("file: %v: %s", disk["file"], because(image.Message, image.Err))
+					if known, ok := errors.AsType[fault.Known](err); ok {
+						code, text, _ := known.Tell()
+						finding.Code, finding.Text = code, fmt.Sprintf("file: %v: %s", disk["file"], text)
 					}
 					out = append(out, finding)
 					disk["bytes"] = unknownSize

@@ -64,7 +64,7 @@ func (p *Program) Devices(id events.RegionID) (string, error) {
 			return a.RegionAgent.Devices(), nil
 		}
 	}
-	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
+	return "", &Error{Code: "region-elsewhere", Text: fmt.Sprintf("the agent of %s does not run in this process", id), Next: "ask on its own host"}
 }
 
 // Run is the agent's. Errors besides its own: *Error with event-unknown.
@@ -160,8 +160,8 @@ func openRemoteJournal(ctx context.Context, conn *nats.Conn, c AgentConfig) (*jo
 		case err == nil:
 			return j, nil
 		case errors.Is(err, journal.ErrVanished):
-			return nil, &Error{"journal-unknown", fmt.Sprintf("the control plane at %s is not the one that enrolled this region: %v", c.Enrolment.NATS, err),
-				"ask its administrator for an enrolment"}
+			return nil, &Error{Code: "journal-unknown", Text: fmt.Sprintf("the control plane at %s is not the one that enrolled this region: %v", c.Enrolment.NATS, err),
+				Next: "ask its administrator for an enrolment"}
 		case errors.Is(err, journal.ErrMismatch):
 			return nil, err
 		case ctx.Err() != nil:
