@@ -91,6 +91,22 @@ func TestNewAndDiscarded(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
 		t.Errorf("of a directory that was there: %v %v", left, err)
 	}
+	elsewhere := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "regions", "oslo"), 0o700), os.Symlink(elsewhere, filepath.Join(dir, "bus"))); err != nil {
+		t.Fatal(err)
+	}
+	is("places prepared", true)
+	write(dir, "bus", "meta.inf")
+	if _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
+		t.Errorf("another's bus: %v", err)
+	}
+	if err := Discard(dir, ""); err != nil {
+		t.Fatal(err)
+	}
+	is("places prepared, and emptied again", true)
+	if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
+		t.Errorf("left on the other disk: %v %v", left, err)
+	}
 	write(dir, "thesis.tex")
 	if _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
 		t.Errorf("another's directory: %v", err)
