@@ -46,6 +46,7 @@ func all() []Definition {
 		define[VersionRetired](KindTemplate),
 		define[RegionsChanged](KindTemplate),
 		define[ProtectionSet](KindTemplate),
+		define[KeepSet](KindTemplate),
 		define[TemplateDeletionAccepted](KindTemplate),
 		define[TemplateDeleted](KindTemplate),
 

@@ -153,6 +153,15 @@ type ProtectionSet struct {
 // EventType is the wire name.
 func (ProtectionSet) EventType() Type { return "template.protection-set" }
 
+// KeepSet: how many superseded versions stay from here on.
+type KeepSet struct {
+	inTemplate
+	Keep int `json:"keep"`
+}
+
+// EventType is the wire name.
+func (KeepSet) EventType() Type { return "template.keep-set" }
+
 // TemplateDeletionAccepted: the reference no longer resolves; copies are on
 // their way out.
 type TemplateDeletionAccepted struct {

@@ -368,6 +368,8 @@ func (t *TemplateRow) fold(r events.Record, fact events.TemplateEvent) error {
 		t.RegionsBy = evidence(r)
 	case events.ProtectionSet:
 		t.Protected = e.Protected
+	case events.KeepSet:
+		t.Keep = e.Keep
 	case events.TemplateDeletionAccepted:
 		t.Deleted, t.DeletedBy = stored(r), e.Operation
 		t.Staged, t.StagedBy, t.Queue = 0, "", nil

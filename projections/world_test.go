@@ -179,6 +179,8 @@ func (w *world) template(t *worldTemplate) {
 	case n == 0:
 		w.emit(t.at(), events.TemplateDeletionAccepted{Operation: w.operation()}, true)
 		t.deleting, t.staged, t.queue = true, 0, nil
+	case n == 1 && w.rng.IntN(2) == 0:
+		w.emit(t.at(), events.KeepSet{Keep: w.rng.IntN(3)}, true)
 	case n == 1:
 		w.emit(t.at(), events.ProtectionSet{Protected: w.rng.IntN(2) == 0}, true)
 	case n == 2:

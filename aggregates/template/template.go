@@ -4,6 +4,8 @@
 package template
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -85,6 +87,8 @@ func (s State) Fold(e events.TemplateEvent) State {
 		s.regions = changed(s.regions, e.Add, e.Remove)
 	case events.ProtectionSet:
 		s.protected = e.Protected
+	case events.KeepSet:
+		s.keep = e.Keep
 	case events.TemplateDeletionAccepted:
 		s.deleting, s.staged, s.queue = e.Operation, 0, nil
 	case events.TemplateDeleted:
@@ -158,10 +162,8 @@ func (c Create) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error
 		return nil, nil
 	case len(s.versions) > 0:
 		return nil, aggregates.Refuse("template-exists", "template %s exists already", c.Template)
-	case c.Keep < 0:
-		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-keep", "keep says how many superseded versions stay: 0 or more, not %d", c.Keep)
 	}
-	if err := checkRegions(append(slices.Clone(c.Regions), c.Source.Region)); err != nil {
+	if err := cmp.Or(checkKeep(c.Keep), checkRegions(append(slices.Clone(c.Regions), c.Source.Region))); err != nil {
 		return nil, err
 	}
 	regions := changed(c.Regions, []events.RegionID{c.Source.Region}, nil)
@@ -238,7 +240,8 @@ func (c Replace) Decide(s State, f aggregates.Facts) (events.TemplateEvent, erro
 	case !slices.Contains([]string{"all", "quorum", "available"}, c.Policy.Kind):
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "%q is not a switch policy: all, quorum=n or available", c.Policy.Kind)
 	case c.Policy.Kind == "quorum" && (c.Policy.Quorum < 1 || c.Policy.Quorum > len(s.regions)):
-		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "a quorum of %d cannot be had in %d regions", c.Policy.Quorum, len(s.regions))
+		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-policy", "a quorum of %d cannot be had: template %s is wanted in %s", c.Policy.Quorum, c.Template, count(len(s.regions), "region")).
+			WithNext("name a quorum from 1 to %d, or have more regions hold the template first", len(s.regions))
 	case !c.Deadline.IsZero() && !c.Deadline.After(f.Now):
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-deadline", "the deadline %s has passed", c.Deadline.Format(time.RFC3339))
 	}
@@ -247,6 +250,13 @@ func (c Replace) Decide(s State, f aggregates.Facts) (events.TemplateEvent, erro
 	}
 	return events.ReplacementStaged{Version: len(s.versions) + 1, Source: c.Source, Policy: c.Policy,
 		Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation}, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // StageNext takes the next replacement out of the queue.
@@ -415,60 +425,6 @@ func (c Abandon) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, erro
 		return nil, nil
 	}
 	return nil, aggregates.Refuse("version-not-staged", "version %d of template %s is not staged", c.Version, c.Template)
-}
-
-// Rollback moves the reference back to a version that was kept.
-type Rollback struct {
-	Template  events.TemplateID  `json:"template"`
-	Version   int                `json:"version"`
-	Operation events.OperationID `json:"operation"`
-}
-
-// Aggregate is the version's template.
-func (c Rollback) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
-
-// Decide activates a superseded version that is still kept.
-func (c Rollback) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
-	if err := s.live(c.Template); err != nil {
-		return nil, err
-	}
-	switch s.stage(c.Version) {
-	case superseded:
-		return events.VersionActivated{Version: c.Version, Replaces: s.active, Rollback: true, Operation: c.Operation}, nil
-	case active:
-		return nil, aggregates.Already("version %d of template %s is the active one", c.Version, c.Template)
-	case retired:
-		return nil, aggregates.Refuse("version-retired", "version %d of template %s is no longer kept", c.Version, c.Template).
-			WithNext("keep=n says how many superseded versions stay")
-	}
-	return nil, aggregates.RefuseAs(aggregates.NotFound, "version-unknown", "template %s has no version %d to go back to", c.Template, c.Version)
-}
-
-// Retire gives up a superseded version that is no longer to be kept.
-type Retire struct {
-	Template events.TemplateID `json:"template"`
-	Version  int               `json:"version"`
-}
-
-// Aggregate is the version's template.
-func (c Retire) Aggregate(a events.AccountID) events.Aggregate { return Of(a, c.Template) }
-
-// Decide retires a superseded version when more than keep are there: those that
-// the reference left last stay, whatever their numbers.
-func (c Retire) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error) {
-	if s.stage(c.Version) != superseded {
-		return nil, nil
-	}
-	later := 0
-	for _, v := range s.versions {
-		if v.stage == superseded && v.left > s.versions[c.Version-1].left {
-			later++
-		}
-	}
-	if later < s.keep {
-		return nil, nil
-	}
-	return events.VersionRetired{Version: c.Version}, nil
 }
 
 // SetRegions changes the set of regions that should hold the template: adds and

@@ -288,6 +288,21 @@ func TestRetireLeavesTheKeptVersionsThatWereActiveLast(t *testing.T) {
 	facts(t, back).When(Retire{id, 2}).Then(events.VersionRetired{Version: 2})
 }
 
+func TestKeep(t *testing.T) {
+	keep := func(n int) Keep { return Keep{id, n} }
+	three := live.next(2, "op2").next(3, "op3").next(4, "op4")
+	facts(t, nil).When(keep(1)).Refused("template-unknown")
+	facts(t, live.and(deletion)).When(keep(1)).Refused("template-deleted")
+	facts(t, live).When(keep(-1)).Refused("bad-keep")
+	facts(t, live).When(keep(0)).Nothing()
+	facts(t, live).When(keep(2)).Then(events.KeepSet{Keep: 2})
+	kept := three.and(events.KeepSet{Keep: 2})
+	facts(t, kept).When(Retire{id, 1}).Then(events.VersionRetired{Version: 1})
+	facts(t, kept).When(Retire{id, 2}).Nothing()
+	facts(t, kept.and(events.KeepSet{Keep: 1})).When(Retire{id, 2}).Then(events.VersionRetired{Version: 2})
+	facts(t, kept.and(events.KeepSet{Keep: 1})).When(Retire{id, 3}).Nothing()
+}
+
 func TestSetRegions(t *testing.T) {
 	set := func(add, remove []events.RegionID) SetRegions {
 		return SetRegions{Template: id, Add: add, Remove: remove, Operation: "op2"}

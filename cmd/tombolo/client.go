@@ -145,9 +145,6 @@ func (c *client) read(ctx context.Context, path string, query url.Values) ([]byt
 // write sends a command. The answer's position is what later reads wait for.
 func (c *client) write(ctx context.Context, method, path string, body any) ([]byte, api.Accepted, error) {
 	var accepted api.Accepted
-	if c.app.dryRun && !strings.HasPrefix(path, "/v1/check/") {
-		return nil, accepted, usage("this command has no plan to show; nothing was done").withNext("leave --dry-run away")
-	}
 	if c.app.asOf != "" { // it would be done now, and shown as it was then
 		return nil, accepted, usage("--as-of is for what is read; this command would change how things are now; nothing was done").withNext("leave --as-of away")
 	}

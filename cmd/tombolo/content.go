@@ -6,7 +6,6 @@ import (
 	"io"
 	"iter"
 	"os"
-	"syscall"
 
 	"github.com/tombolo-vdc/tombolo/handlers/ovf"
 	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
@@ -34,70 +33,45 @@ type contentError struct{ err error }
 func (e *contentError) Error() string { return e.err.Error() }
 func (e *contentError) Unwrap() error { return e.err }
 
-// localDisk is the raw file with a disk's content.
+// localDisk is a file with a disk's content, as it was when it was looked at.
 type localDisk struct {
-	path string
-	info os.FileInfo
+	path   string
+	format disks.Format // recognized if empty
+	info   os.FileInfo
 }
 
-func (l localDisk) Open(context.Context) (diskContent, error) {
+func (l localDisk) Open(context.Context) (diskContent, error) { return l.open() }
+
+func (l localDisk) open() (_ localContent, err error) {
 	f, err := os.Open(l.path)
 	if err != nil {
-		return nil, err
+		return localContent{}, err
 	}
-	return rawContent{f, l}, nil
+	image, err := disks.Open(f, l.info.Size(), disks.Options{Format: l.format})
+	if err != nil {
+		return localContent{}, errors.Join(err, f.Close())
+	}
+	return localContent{image, f, l}, nil
 }
 
-type rawContent struct {
-	*os.File
+type localContent struct {
+	*disks.Image
+	file  *os.File
 	local localDisk
 }
 
-// Whence of lseek(2) that finds data and holes.
-const (
-	seekData = 3
-	seekHole = 4
-)
+func (c localContent) Close() error { return c.file.Close() }
 
-// Extents goes through the parts of the file that hold data. A file system that
-// does not know holes gives the whole file.
-func (r rawContent) Extents(context.Context) iter.Seq2[disks.Extent, error] {
-	return func(yield func(disks.Extent, error) bool) {
-		size := r.local.info.Size()
-		for at := int64(0); at < size; {
-			data, err := r.Seek(at, seekData)
-			switch {
-			case errors.Is(err, syscall.ENXIO): // nothing but a hole up to the end
-				return
-			case errors.Is(err, syscall.EINVAL):
-				data = at
-			case err != nil:
-				yield(disks.Extent{}, err)
-				return
-			}
-			end, err := r.Seek(data, seekHole)
-			if err != nil {
-				end = size
-			}
-			data, end = min(data, size), min(end, size)
-			if data < end && !yield(disks.Extent{Offset: data, Length: end - data}, nil) {
-				return
-			}
-			at = end
-		}
-	}
-}
-
-// Unchanged compares the file with what it was when its size was taken.
-func (r rawContent) Unchanged(context.Context) error {
-	now, err := r.Stat()
+// Unchanged compares the file with what it was when it was looked at.
+func (c localContent) Unchanged(context.Context) error {
+	now, err := c.file.Stat()
 	if err != nil {
 		return err
 	}
-	before := r.local.info
-	there, err := os.Stat(r.local.path)
+	before := c.local.info
+	there, err := os.Stat(c.local.path)
 	if err != nil || !os.SameFile(there, before) || now.Size() != before.Size() || !now.ModTime().Equal(before.ModTime()) {
-		return fail(exitError, "disk-changed", "%s changed while it was read; the environment is not made", r.local.path).withNext("stop what writes to it, then make the environment again")
+		return fail(exitError, "disk-changed", "%s changed while it was read; the environment is not made", c.local.path).withNext("stop what writes to it, then make the environment again")
 	}
 	return nil
 }

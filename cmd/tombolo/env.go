@@ -22,6 +22,8 @@ var envColumns = []column{{"ENVIRONMENT", "id", false}, {"NAME", "name", false},
 	{"POWER", "power_all", false}, {"CREATED", "created_at", false}, {"TEMPLATE", "origin.template", true}, {"VERSION", "origin.version", true},
 	{"CAUSE", "cause.text", true}, {"REVISION", "revision", true}}
 
+var nodeColumns = []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}
+
 // nodeParts are the nodes of a graph, below what consists of them.
 var nodeParts = &shape{items: "content.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"POWER", "power", false}, {"NAME", "name", true}}}
 
@@ -77,7 +79,10 @@ func (a *app) envCommand() *cobra.Command {
 			"given to what is made of it. No machine runs yet, and so none is started or stopped by it."
 		commands = append(commands, c)
 	}
-	remove := where(a.verb("delete ENV", "Delete it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+	remove := a.planned(where(a.verb("delete ENV", "Delete it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if a.dryRun {
+			return a.showOne(ctx, envPath(args[0]), in(), one)
+		}
 		if err := a.confirm("delete environment %s?", args[0]); err != nil {
 			return err
 		}
@@ -86,7 +91,8 @@ func (a *app) envCommand() *cobra.Command {
 			path += "?" + q
 		}
 		return a.sendOnly(ctx, http.MethodDelete, path, nil)
-	}))
+	})))
+	remove.Flags().Lookup("dry-run").Usage = "print what would be deleted and do nothing"
 	return noun("env", "Environments: running virtual data centers", append(commands, remove)...)
 }
 
@@ -123,7 +129,7 @@ func (a *app) envCreate(one shape) *cobra.Command {
 			return err
 		}
 		if a.dryRun {
-			return a.show(spec.checked, shape{items: "graph.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
+			return a.show(spec.checked, shape{items: "graph.nodes", name: "id", columns: nodeColumns})
 		}
 		b, accepted, err := c.write(ctx, http.MethodPost, "/v1/environments", map[string]any{"region": region, "spec": spec.body})
 		if err != nil {
@@ -153,7 +159,7 @@ func (a *app) envCreate(one shape) *cobra.Command {
 	})
 	c.Flags().StringVarP(&file, "file", "f", "", "what it consists of (YAML); disk paths are relative to it")
 	c.Flags().StringVar(&region, "region", "", "where it is made")
-	return c
+	return a.planned(c)
 }
 
 // envSave saves an environment as a new template or as a further version.

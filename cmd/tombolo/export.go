@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/ovf"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -41,7 +43,7 @@ type written struct {
 
 type writtenDisk struct {
 	Disk   string        `json:"disk"`
-	File   string        `json:"file,omitempty"` // of raw images
+	File   string        `json:"file"` // in the folder, or the archive and its entry
 	Bytes  int64         `json:"bytes"`
 	Digest events.Digest `json:"digest"`
 }
@@ -81,6 +83,18 @@ func (t *target) check(verb string) error {
 	var err error
 	t.to, err = filepath.Abs(t.to)
 	return err
+}
+
+// fileOf is where a disk is written.
+func (t *target) fileOf(g graph.Graph, disk string) string {
+	if t.format == "raw" {
+		return imageName(disk)
+	}
+	file := t.options.DiskFile(t.to, slices.IndexFunc(g.Disks(), func(d graph.DiskRef) bool { return d.Name() == disk }))
+	if t.format == "ova" {
+		return filepath.Base(t.to) + "/" + file
+	}
+	return file
 }
 
 // sign reads what packages are signed with, if they are to be.
@@ -193,9 +207,6 @@ func (c *client) holder(ctx context.Context, ref string, version int) (string, e
 
 // export reads everything out of a region and shows what was written.
 func (c *client) export(ctx context.Context, at string, ask region.ExportRequest, name string, t target) error {
-	if c.app.dryRun {
-		return usage("this command has no plan to show; nothing was done").withNext("leave --dry-run away")
-	}
 	e, err := c.openExport(ctx, at, ask)
 	if err != nil {
 		return err
@@ -215,9 +226,7 @@ func (c *client) export(ctx context.Context, at string, ask region.ExportRequest
 		Format: t.format, To: t.to, Disks: []writtenDisk{}}
 	for _, d := range e.Disks {
 		w := writtenDisk{Disk: d.Disk, Bytes: d.Bytes, Digest: d.Digest}
-		if t.format == "raw" {
-			w.File = imageName(d.Disk)
-		}
+		w.File = t.fileOf(e.Graph, d.Disk)
 		out.Disks = append(out.Disks, w)
 	}
 	if t.format == "raw" {
@@ -324,7 +333,8 @@ func specification(g graph.Graph, name string) ([]byte, []graph.Finding, error) 
 	s, lost := g.Specify(name)
 	place := func(node string, all []graph.DiskSpec) {
 		for i := range all {
-			all[i].File, all[i].Size = imageName(node+"/"+all[i].Name), 0 // the size is the file's
+			// The size is the file's. Its format is not for its first bytes to say: the machine has written them.
+			all[i].File, all[i].Format, all[i].Size = imageName(node+"/"+all[i].Name), string(disks.Raw), 0
 		}
 	}
 	for _, m := range s.Machines {

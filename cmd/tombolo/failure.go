@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/tombolo-vdc/tombolo/cmd/tombolo/program"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
-	"github.com/tombolo-vdc/tombolo/handlers/bus"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 	"github.com/tombolo-vdc/tombolo/handlers/ovf"
-	"github.com/tombolo-vdc/tombolo/handlers/region"
-	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
 // The exit codes.
@@ -57,42 +54,23 @@ func usage(format string, args ...any) *failure { return fail(exitUsage, "usage"
 // failed makes any error one that can be shown.
 func failed(err error) error {
 	var f *failure
-	var started *program.Error
-	var onBus *bus.Error
-	var inPackage *ovf.Error
-	var inDisk *disks.Error
-	var agent *region.Error
+	var known fault.Known
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &f):
 		return f
-	case errors.As(err, &started):
-		return fail(exitError, started.Code, "%s", started.Text).withNext("%s", started.Next)
-	case errors.As(err, &agent):
-		return fail(exitError, agent.Code, "%s", agent.Text).withNext("%s", agent.Next)
-	case errors.As(err, &onBus):
-		next := map[bus.Code]string{bus.PortInUse: "choose another address with --nats, or port 0 for a free one", bus.DataInUse: "end the other process, or choose another directory with --data"}
-		return fail(exitError, string(onBus.Code), "the bus cannot be started: %s", onBus.Detail).withNext("%s", next[onBus.Code])
-	case errors.As(err, &inPackage):
+	case errors.As(err, &known):
+		code, text, next := known.Tell()
 		exit := exitError
-		if inPackage.Code == ovf.CodeExists {
+		if code == string(ovf.CodeExists) {
 			exit = exitConflict
 		}
-		return fail(exit, inPackage.Code, "%s", because(inPackage.Message, inPackage.Err))
-	case errors.As(err, &inDisk):
-		return fail(exitError, inDisk.Code, "%s", because(inDisk.Message, inDisk.Err))
+		return fail(exit, code, "%s", text).withNext("%s", next)
 	case errors.Is(err, context.Canceled):
 		return fail(exitError, "interrupted", "interrupted")
 	}
 	return fail(exitError, "error", "%v", err)
-}
-
-func because(text string, cause error) string {
-	if cause == nil {
-		return text
-	}
-	return text + ": " + cause.Error()
 }
 
 // print shows the failure on stderr: text for people, one JSON line with -o json.
@@ -114,8 +92,10 @@ func (f *failure) print(a *app) {
 	if text := planText(f.Plan); text != "" {
 		fmt.Fprintf(a.err, "  plan: %s\n", text)
 	}
-	for _, finding := range f.Findings {
-		fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)
+	if len(f.Findings) > 1 || len(f.Findings) == 1 && f.Findings[0].Code != f.Code { // else the text is the finding's
+		for _, finding := range f.Findings {
+			fmt.Fprintf(a.err, "  - %s (%s)\n", strings.TrimPrefix(finding.Path+": "+finding.Text, ": "), finding.Code)
+		}
 	}
 	if f.Next != "" {
 		fmt.Fprintf(a.err, "  next: %s\n", f.Next)

@@ -16,6 +16,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/ovf"
+	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
 // brought is an environment in files: what it consists of, and its disks.
@@ -58,18 +59,23 @@ func (a *app) envImport(one shape) *cobra.Command {
 		}
 		defer from.close()
 		if a.dryRun {
-			b, err := json.Marshal(map[string]any{"graph": from.graph, "findings": from.findings, "signer": from.signer})
-			if err != nil {
-				return err
-			}
-			return a.show(b, shape{items: "graph.nodes", name: "id", columns: []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}})
+			return a.showBrought(from)
 		}
 		return c.importAll(ctx, from, at, name, one)
 	})
 	c.Flags().StringVar(&at, "region", "", "where it is made")
 	c.Flags().StringVar(&name, "name", "", "its name; the file's own if none is given")
 	c.Flags().StringVar(&roots, "trust", "", "PEM file with the certificates that must vouch for a package's signer; without it a signature must be right, and the signer is named")
-	return c
+	return a.planned(c)
+}
+
+// showBrought shows what would be made, and makes nothing.
+func (a *app) showBrought(from brought) error {
+	b, err := json.Marshal(map[string]any{"graph": from.graph, "findings": from.findings, "signer": from.signer})
+	if err != nil {
+		return err
+	}
+	return a.show(b, shape{items: "graph.nodes", name: "id", columns: nodeColumns})
 }
 
 // nameOf is what a package is called where nobody says it.
@@ -107,8 +113,6 @@ func (a *app) templateImport(one shape) *cobra.Command {
 			return usage("template import needs --name and --regions")
 		case a.noWait || !a.wait:
 			return usage("template import waits: it saves an environment, and deletes it after")
-		case a.dryRun:
-			return usage("template import has no plan to show; nothing was done").withNext("tombolo env import %s --region %s --dry-run shows what is in it", args[0], regions[0])
 		}
 		c, err := a.ready()
 		if err != nil {
@@ -119,6 +123,9 @@ func (a *app) templateImport(one shape) *cobra.Command {
 			return err
 		}
 		defer from.close()
+		if a.dryRun {
+			return a.showBrought(from)
+		}
 		id, err := c.importEnvironment(ctx, from, regions[0], name)
 		if err != nil {
 			return err
@@ -148,7 +155,7 @@ func (a *app) templateImport(one shape) *cobra.Command {
 	f.StringVar(&number, "number", "", "eight digits; chosen by Tombolo unless given")
 	f.StringSliceVar(&regions, "regions", nil, "that should hold it; it is taken in by the first")
 	f.StringVar(&roots, "trust", "", "PEM file with the certificates that must vouch for a package's signer")
-	return c
+	return a.planned(c)
 }
 
 // importAll makes the environment and shows it.
@@ -305,7 +312,7 @@ func bringFolder(path string) (brought, error) {
 		case !info.Mode().IsRegular() || info.Size() != d.Size:
 			return out, fail(exitError, "disk-size-differs", "%s is not a file of the %d bytes that the graph says", image, d.Size)
 		}
-		out.disks[d.Name()] = localDisk{image, info}
+		out.disks[d.Name()] = localDisk{image, disks.Raw, info}
 	}
 	return out, nil
 }

@@ -69,7 +69,7 @@ func (a *app) templateInstantiate() *cobra.Command {
 	f.StringVar(&body.Region, "region", "", "where the environment is made")
 	f.StringVar(&body.Name, "name", "", "of the environment; derived from the template's unless given")
 	f.BoolVar(&body.KeepCopy, "keep-copy", false, "have the region hold the template from here on")
-	return c
+	return a.planned(c)
 }
 
 // canAsk says whether there is a person to ask.

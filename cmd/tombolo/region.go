@@ -71,15 +71,15 @@ func (a *app) regionCommand() *cobra.Command {
 			if verb == "takeover" && agent == "" {
 				return usage("region takeover needs --agent").withNext("its id is in the file agent-id of its data directory; tombolo region show names the present agent's")
 			}
-			if a.dryRun && verb != "takeover" {
+			if a.dryRun {
 				return a.showOne(ctx, path+"/holdings", nil, shape{name: "region", columns: []column{{"REGION", "region", false}, {"LEAVE", "leave", false}, {"LAST COPIES", "last", false}, {"ENVIRONMENTS", "environments", false}}})
 			}
 			return a.sendAndShow(ctx, http.MethodPost, path+"/"+verb, body(), func(string) string { return path }, shape{name: "region", columns: regionColumns})
 		})
 	}
-	drain := on("drain", "Place nothing new in it, and have what is there leave", "drain", func() any { return nil })
+	drain := a.planned(on("drain", "Place nothing new in it, and have what is there leave", "drain", func() any { return nil }))
 	var lost bool
-	retire := on("retire", "End a region for good", "retire", func() any { return map[string]bool{"lost": lost} })
+	retire := a.planned(on("retire", "End a region for good", "retire", func() any { return map[string]bool{"lost": lost} }))
 	retire.Flags().BoolVar(&lost, "lost", false, "what it holds is written off rather than removed")
 	takeover := on("takeover", "Let another agent own it", "takeover", func() any { return map[string]string{"agent": agent} })
 	takeover.Flags().StringVar(&agent, "agent", "", "id of the agent that may start the next epoch")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
@@ -92,7 +93,6 @@ func (a *app) root() *cobra.Command {
 	f.DurationVar(&a.timeout, "timeout", 0, "wait at most so long (exit 7 when it is over); 0 is without limit")
 	f.BoolVarP(&a.watch, "watch", "w", false, "show it again whenever something of it changes")
 	f.StringVar(&a.asOf, "as-of", "", "show it as of this sequence or RFC 3339 time")
-	f.BoolVar(&a.dryRun, "dry-run", false, "print the plan and do nothing")
 	f.BoolVarP(&a.yes, "yes", "y", false, "confirm without being asked")
 	f.BoolVar(&a.noInput, "no-input", false, "never ask")
 	f.StringVar(&a.key, "idempotency-key", "", "the command's id: sent twice, it has one effect and one answer")
@@ -100,6 +100,12 @@ func (a *app) root() *cobra.Command {
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no talk on stderr")
 	f.CountVarP(&a.verbose, "verbose", "v", "more talk on stderr")
 	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok && unknown.GetSpecifiedName() == "dry-run" {
+			return usage("this command has no plan to show; nothing was done").withNext("leave --dry-run away")
+		}
+		return err
+	})
 	root.AddCommand(a.upCommand(), a.demoCommand(), a.serverCommand(), a.agentCommand(), a.orphansCommand(), a.regionCommand(), a.poolCommand(), a.envCommand(), a.templateCommand(), a.whereCommand(),
 		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.accountCommand(),
 		a.contextCommand(), a.doctorCommand(), a.versionCommand())
@@ -133,8 +139,17 @@ func noun(name, short string, verbs ...*cobra.Command) *cobra.Command {
 // verb makes a command of a verb; what run gives is a *failure or nil.
 func (a *app) verb(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, args []string) error) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(c *cobra.Command, args []string) error {
+		if a.timeout < 0 {
+			return usage("--timeout %s is negative", a.timeout).withNext("0 waits without limit")
+		}
 		return failed(run(c.Context(), args))
 	}}
+}
+
+// planned gives a command that has a plan to show the flag that asks for it.
+func (a *app) planned(c *cobra.Command) *cobra.Command {
+	c.Flags().BoolVar(&a.dryRun, "dry-run", false, "print the plan and do nothing")
+	return c
 }
 
 // signIn finds the server and the credentials: flag, environment, current context.

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/goccy/go-yaml"
 
 	"github.com/tombolo-vdc/tombolo/handlers/api"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
+	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
 )
 
 // spec is an environment's file, ready to be sent.
@@ -36,7 +38,7 @@ func (c *client) readSpec(ctx context.Context, file string) (spec, error) {
 		}
 		return s, fail(exitError, "yaml-invalid", "%s is not YAML:\n%s", file, yaml.FormatError(err, false, true))
 	}
-	findings := s.takeDisks(filepath.Dir(file))
+	findings := s.takeDisks(ctx, filepath.Dir(file))
 	said, err := c.check(ctx, s.body)
 	var f *failure
 	if errors.As(err, &f) && len(f.Findings) > 0 {
@@ -73,22 +75,33 @@ func (c *client) check(ctx context.Context, body map[string]any) ([]byte, error)
 }
 
 // takeDisks finds each disk's file and writes its size beside it.
-func (s *spec) takeDisks(dir string) []api.Finding {
+func (s *spec) takeDisks(ctx context.Context, dir string) []api.Finding {
 	var out []api.Finding
 	for _, kind := range []string{"machines", "datastores"} {
 		nodes, _ := s.body[kind].([]any)
 		for i, n := range nodes {
 			node, _ := n.(map[string]any)
-			disks, _ := node["disks"].([]any)
-			for k, d := range disks {
+			given, _ := node["disks"].([]any)
+			for k, d := range given {
 				disk, ok := d.(map[string]any)
 				if !ok {
 					continue // the server says what is wrong with it
 				}
 				where := fmt.Sprintf("%s[%d].disks[%d]", kind, i, k)
-				local, bytes, err := findDisk(dir, disk)
+				format, _ := disk["format"].(string)
+				if !slices.Contains([]disks.Format{"", disks.Raw, disks.QCOW2, disks.VMDK}, disks.Format(format)) {
+					disk["bytes"] = unknownSize
+					continue // the server says which there are
+				}
+				local, bytes, err := findDisk(ctx, dir, disk, disks.Format(format))
 				if err != nil {
-					out = append(out, api.Finding{Code: "disk-missing", Path: where, Text: err.Error()})
+					finding := api.Finding{Code: "disk-missing", Path: where, Text: "file: " + err.Error()}
+					if known, ok := errors.AsType[fault.Known](err); ok {
+						code, text, _ := known.Tell()
+						finding.Code, finding.Text = code, fmt.Sprintf("file: %v: %s", disk["file"], text)
+					}
+					out = append(out, finding)
+					disk["bytes"] = unknownSize
 					continue
 				}
 				disk["bytes"] = bytes
@@ -99,44 +112,39 @@ func (s *spec) takeDisks(dir string) []api.Finding {
 	return out
 }
 
-// foreignFormat names an image that is not a raw one by how it begins.
-func foreignFormat(head []byte) string {
-	for _, known := range []struct{ magic, format string }{{"QFI\xfb", "qcow2"}, {"KDMV", "VMDK"}, {"vhdxfile", "VHDX"}, {"conectix", "VHD"}} {
-		if strings.HasPrefix(string(head), known.magic) {
-			return known.format
-		}
-	}
-	return ""
-}
+// unknownSize stands for the size of a disk that is not there, so that the
+// server says only what else is wrong.
+const unknownSize = 512
 
-func findDisk(dir string, disk map[string]any) (localDisk, int64, error) {
+// findDisk finds a disk's file and gives the size that a machine sees. All its tables are read.
+func findDisk(ctx context.Context, dir string, disk map[string]any, format disks.Format) (localDisk, int64, error) {
 	name, _ := disk["file"].(string)
 	if name == "" {
-		return localDisk{}, 0, errors.New("file: says nothing: which file has the disk's content?")
+		return localDisk{}, 0, errors.New("says nothing: which file has the disk's content?")
 	}
 	path := name
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, name)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return localDisk{}, 0, fmt.Errorf("file: %v", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return localDisk{}, 0, fmt.Errorf("file: %v", err)
+		return localDisk{}, 0, err
 	case !info.Mode().IsRegular():
-		return localDisk{}, 0, fmt.Errorf("file: %s is not a regular file", path)
+		return localDisk{}, 0, fmt.Errorf("%s is not a regular file", path)
 	case info.Size() == 0:
-		return localDisk{}, 0, fmt.Errorf("file: %s is empty", path)
+		return localDisk{}, 0, fmt.Errorf("%s is empty", path)
 	}
-	head := make([]byte, 8)
-	if _, err := f.ReadAt(head, 0); err == nil {
-		if format := foreignFormat(head); format != "" {
-			return localDisk{}, 0, fmt.Errorf("file: %s is a %s image, not a raw one (qemu-img convert -O raw)", path, format)
+	local := localDisk{path, format, info}
+	content, err := local.open()
+	if err != nil {
+		return localDisk{}, 0, err
+	}
+	defer content.Close()
+	for _, err := range content.Extents(ctx) {
+		if err != nil {
+			return localDisk{}, 0, err
 		}
 	}
-	return localDisk{path, info}, info.Size(), nil
+	return local, content.Size(), nil
 }

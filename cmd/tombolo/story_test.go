@@ -90,7 +90,7 @@ func up(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: up DIR [FLAGS], once before down")
 	}
 	dir := ts.MkAbs(args[0])
-	c := command(ts, append([]string{"up", "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "--sync", "lazy", "-q", "-o", "json"}, args[1:]...)...)
+	c := command(ts, append([]string{"up", "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "--sync", "lazy", "-o", "json"}, args[1:]...)...)
 	log, err := os.Create(dir + ".log")
 	ts.Check(err)
 	c.Stderr = log

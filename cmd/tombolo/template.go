@@ -18,6 +18,8 @@ var whereColumns = []column{{"REGION", "region", false}, {"VERSION", "version", 
 	{"WANTED", "wanted", false}, {"OBSERVED", "observed", false}, {"VERIFIED", "verified", false}, {"LOCATION", "location", false},
 	{"BYTES", "bytes", true}, {"RECEIVED", "received", true}, {"INSTANCE", "instance_id", true}, {"DIGEST", "digest", true}, {"CREATED", "created_at", true}, {"CAUSE", "cause.code", false}}
 
+var whereShape = shape{items: "regions", name: "region", columns: whereColumns}
+
 func templatePath(ref string) string { return "/v1/templates/" + url.PathEscape(ref) }
 
 // picked is a value that the user names for a resource in a region.
@@ -97,14 +99,27 @@ func (a *app) templateCommand() *cobra.Command {
 		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/rollback", map[string]int{"version": version}, templatePath, one)
 	})
 	rollback.Flags().IntVar(&version, "to", 0, "the version to go back to")
-	remove := a.verb("delete REF", "Delete it with every copy", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+	versions := -1
+	keep := a.verb("keep REF --versions N", "Change how many superseded versions stay; those beyond are removed", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if versions < 0 {
+			return usage("template keep needs --versions with a number from 0")
+		}
+		return a.sendAndShow(ctx, http.MethodPost, templatePath(args[0])+"/keep", map[string]int{"keep": versions}, templatePath, one)
+	})
+	keep.Flags().IntVar(&versions, "versions", -1, "how many superseded versions stay")
+	keep.Flags().Lookup("versions").DefValue = ""
+	remove := a.planned(a.verb("delete REF", "Delete it with every copy", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		if a.dryRun {
+			return a.showOne(ctx, templatePath(args[0])+"/where", nil, whereShape)
+		}
 		if err := a.confirm("delete template %s with every copy?", args[0]); err != nil {
 			return err
 		}
 		return a.sendOnly(ctx, http.MethodDelete, templatePath(args[0]), nil)
-	})
+	}))
+	remove.Flags().Lookup("dry-run").Usage = "print the copies that would be deleted and do nothing"
 	return noun("template", "Templates: one reference, many regions", a.templateCreate(one), ls, show, a.templateRegions(one), a.templateReplace(one), a.templateInstantiate(), a.templateExport(), a.templateImport(one), instances, inspect, diff,
-		rollback, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
+		rollback, keep, protect("protect", "Protect it against deletion", true), protect("unprotect", "Take the protection off", false), remove)
 }
 
 func (a *app) templateCreate(one shape) *cobra.Command {
@@ -134,7 +149,7 @@ func (a *app) templateCreate(one shape) *cobra.Command {
 	f.StringVar(&body.Name, "name", "", "as people call it")
 	f.StringVar(&body.Number, "number", "", "eight digits; chosen by Tombolo unless given")
 	f.StringSliceVar(&body.Regions, "regions", nil, "that should hold it; the environment's own always does")
-	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay")
+	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay (template keep changes it)")
 	f.BoolVar(&body.Protected, "protect", false, "protect it against deletion")
 	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
 	return c
@@ -191,7 +206,7 @@ func (a *app) templateRegions(one shape) *cobra.Command {
 	f.BoolVar(&body.All, "all", false, "every region that is active")
 	f.BoolVar(&body.None, "none", false, "no region: deletes the template")
 	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
-	return c
+	return a.planned(c)
 }
 
 func (a *app) templateReplace(one shape) *cobra.Command {
@@ -248,6 +263,6 @@ func replaceRequest(from, region, policy, deadline string, maps []string) (repla
 
 func (a *app) whereCommand() *cobra.Command {
 	return a.verb("where TEMPLATE", "Which regions hold which version?", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, templatePath(args[0])+"/where", nil, shape{items: "regions", name: "region", columns: whereColumns})
+		return a.showOne(ctx, templatePath(args[0])+"/where", nil, whereShape)
 	})
 }

@@ -41,6 +41,8 @@ type DiskSpec struct {
 	Name string `json:"name"`
 	File string `json:"file,omitempty"`  // relative to the specification; used by the client, not kept
 	Size int64  `json:"bytes,omitempty"` // set by the client from the file
+	// Format of the file, recognized by its first bytes unless it is said; used by the client, not kept.
+	Format string `json:"format,omitempty" enum:"raw,qcow2,vmdk"`
 	// Class says what the disk's content is; production unless said otherwise.
 	Class Class `json:"class,omitempty"`
 }

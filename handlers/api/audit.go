@@ -215,6 +215,10 @@ func (s *Server) changes(ctx context.Context, second at, in *changesInput) (Chan
 	if err = cmp.Or(err, first.Close()); err != nil {
 		return Changes{}, 0, err
 	}
+	if from, to := before.Position, second.known.Position; from > to {
+		return Changes{}, 0, problem(http.StatusUnprocessableEntity, "moments-backwards", "the first moment (%s, sequence %d) is later than the second (%s, sequence %d)", in.From, from, in.To, to).
+			withNext("name the earlier one first: tombolo audit diff %s %s", in.To, in.From)
+	}
 	after, err := momentOf(second.View, second.known, account)
 	if err != nil {
 		return Changes{}, 0, err

@@ -181,12 +181,11 @@ func (s *Server) transform(_ huma.Context, _ string, v any) (any, error) {
 	for _, e := range m.Errors {
 		p.Findings = append(p.Findings, Finding{Code: p.Code, Path: e.Location, Text: e.Message})
 	}
-	if len(p.Findings) > 0 {
-		var all []string
-		for _, f := range p.Findings {
-			all = append(all, strings.TrimPrefix(f.Path+": "+f.Text, ": "))
-		}
-		p.Detail = strings.Join(all, "; ")
+	switch n := len(p.Findings); {
+	case n == 1: // that is all there is to say
+		p.Detail = strings.TrimPrefix(p.Findings[0].Path+": "+p.Findings[0].Text, ": ")
+	case n > 1:
+		p.Detail = fmt.Sprintf("%d things are wrong with what was sent", n)
 	}
 	return p, nil
 }

@@ -75,6 +75,13 @@ type replaceTemplate struct {
 	}
 }
 
+type keepTemplate struct {
+	TemplateWrite
+	Body struct {
+		Keep int `json:"keep" minimum:"0" doc:"how many superseded versions stay"`
+	}
+}
+
 type rollbackTemplate struct {
 	TemplateWrite
 	Body struct {
@@ -111,6 +118,10 @@ type (
 		Template events.TemplateID `json:"template"`
 		Version  int               `json:"version"`
 	}
+	keepBody struct {
+		Template events.TemplateID `json:"template"`
+		Keep     int               `json:"keep"`
+	}
 	protectBody struct {
 		Template  events.TemplateID `json:"template"`
 		Protected bool              `json:"protected"`
@@ -134,6 +145,13 @@ func (s *Server) templateWrites() {
 			return Accepted{}, err
 		}
 		return s.send(ctx, in.Write, account, events.KindTemplate, "protect", protectBody{t.Number, in.Body.Protected})
+	})
+	command(s, http.MethodPost, "/v1/templates/{ref}/keep", "keep-versions", "Say how many superseded versions stay; those beyond are removed", func(ctx context.Context, in *keepTemplate) (Accepted, error) {
+		t, account, err := s.knownTemplate(ctx, in.TemplateWrite)
+		if err != nil {
+			return Accepted{}, err
+		}
+		return s.send(ctx, in.Write, account, events.KindTemplate, "keep", keepBody{t.Number, in.Body.Keep})
 	})
 	command(s, http.MethodDelete, "/v1/templates/{ref}", "delete-template", "Delete it with every copy", func(ctx context.Context, in *TemplateWrite) (Accepted, error) {
 		t, account, err := s.knownTemplate(ctx, *in)

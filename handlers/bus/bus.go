@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 )
 
 // tlsPatience is how long a client's handshake may take.
@@ -71,22 +72,8 @@ const (
 	NotStarted Code = "bus-not-started" // see the message and the log
 )
 
-// Error is what Embedded fails with.
-type Error struct {
-	Code   Code
-	Detail string
-	Cause  error // may be nil
-}
-
-func (e *Error) Error() string {
-	if e.Cause == nil {
-		return string(e.Code) + ": " + e.Detail
-	}
-	return string(e.Code) + ": " + e.Detail + ": " + e.Cause.Error()
-}
-
-// Unwrap gives the cause.
-func (e *Error) Unwrap() error { return e.Cause }
+// Error is what this package fails with.
+type Error = fault.Error[Code]
 
 // Server is a running embedded server.
 type Server struct {
@@ -105,7 +92,7 @@ func Embedded(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, &Error{NotStarted, "make the data directory", err}
+		return nil, &Error{Code: NotStarted, Text: "make the data directory", Err: err}
 	}
 	lock, err := lockDir(o.Dir)
 	if err != nil {
@@ -123,17 +110,17 @@ func Embedded(o Options) (_ *Server, err error) {
 	}
 	core, err := nkeys.CreateUser()
 	if err != nil {
-		return nil, &Error{NotStarted, "draw the control plane's key", err}
+		return nil, &Error{Code: NotStarted, Text: "draw the control plane's key", Err: err}
 	}
 	public, err := core.PublicKey()
 	if err != nil {
-		return nil, &Error{NotStarted, "draw the control plane's key", err}
+		return nil, &Error{Code: NotStarted, Text: "draw the control plane's key", Err: err}
 	}
 	g := &gate{users: o.Users, core: public, log: o.Log}
 	options.CustomClientAuthentication, options.AlwaysEnableNonce = g, true
 	s, err := server.NewServer(options)
 	if err != nil {
-		return nil, &Error{NotStarted, "configure the server", err}
+		return nil, &Error{Code: NotStarted, Text: "configure the server", Err: err}
 	}
 	g.nats, g.house = s, &house{nats: s, open: map[events.AccountID]*server.Account{}}
 	log := &logger{log: o.Log, failed: make(chan error, 1)}
@@ -145,13 +132,13 @@ func Embedded(o Options) (_ *Server, err error) {
 		if fatal == "" {
 			fatal = fmt.Sprintf("the server did not answer within %s", o.Patience)
 		}
-		return nil, &Error{NotStarted, fatal, nil}
+		return nil, &Error{Code: NotStarted, Text: fatal}
 	}
 	b := &Server{nats: s, lock: lock, sync: o.Sync, core: core, log: log}
 	if err := b.furnish(g.house, o.Log); err != nil {
 		s.Shutdown()
 		s.WaitForShutdown()
-		return nil, &Error{NotStarted, "open the accounts", err}
+		return nil, &Error{Code: NotStarted, Text: "open the accounts", Err: err}
 	}
 	level := slog.LevelInfo
 	if o.Sync != SyncAlways {
@@ -176,7 +163,7 @@ func (s *Server) furnish(h *house, log *slog.Logger) (err error) {
 // serverOptions checks o, fills in its defaults and translates it.
 func serverOptions(o *Options) (*server.Options, error) {
 	bad := func(format string, args ...any) (*server.Options, error) {
-		return nil, &Error{BadOptions, fmt.Sprintf(format, args...), nil}
+		return nil, &Error{Code: BadOptions, Text: fmt.Sprintf(format, args...)}
 	}
 	switch {
 	case o.Dir == "":
@@ -198,7 +185,7 @@ func serverOptions(o *Options) (*server.Options, error) {
 	options := &server.Options{}
 	// Only the configuration language can give an account JetStream from the start.
 	if err := options.ProcessConfigString("accounts: {" + Core + ": {jetstream: enabled}}"); err != nil {
-		return nil, &Error{NotStarted, "configure the accounts", err}
+		return nil, &Error{Code: NotStarted, Text: "configure the accounts", Err: err}
 	}
 	options.ServerName = "tombolo"
 	options.DontListen = true
@@ -239,10 +226,10 @@ func serverOptions(o *Options) (*server.Options, error) {
 func probe(address string) error {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return &Error{PortInUse, "another program listens on " + address, nil}
+		return &Error{Code: PortInUse, Text: "another program listens on " + address}
 	}
 	if err != nil {
-		return &Error{NotStarted, "listen on " + address, err}
+		return &Error{Code: NotStarted, Text: "listen on " + address, Err: err}
 	}
 	return l.Close()
 }
@@ -252,14 +239,14 @@ func probe(address string) error {
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, &Error{NotStarted, "lock the data directory", err}
+		return nil, &Error{Code: NotStarted, Text: "lock the data directory", Err: err}
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, &Error{DataInUse, "another process has " + dir + " open", nil}
+			return nil, &Error{Code: DataInUse, Text: "another process has " + dir + " open"}
 		}
-		return nil, &Error{NotStarted, "lock the data directory", err}
+		return nil, &Error{Code: NotStarted, Text: "lock the data directory", Err: err}
 	}
 	return f, nil
 }

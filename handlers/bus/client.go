@@ -35,11 +35,11 @@ type refusable struct{ refuse context.CancelCauseFunc }
 func Connect(url, seed string, options ...nats.Option) (*Conn, error) {
 	pair, err := nkeys.FromSeed([]byte(seed))
 	if err != nil {
-		return nil, &Error{BadOptions, "the seed is not an nkey's", nil} // nkeys' error could quote it
+		return nil, &Error{Code: BadOptions, Text: "the seed is not an nkey's"} // nkeys' error could quote it
 	}
 	public, err := pair.PublicKey()
 	if err != nil || !nkeys.IsValidPublicUserKey(public) {
-		return nil, &Error{BadOptions, "the seed is not a user's", nil}
+		return nil, &Error{Code: BadOptions, Text: "the seed is not a user's"}
 	}
 	c := &Conn{waiting: map[string]map[*refusable]struct{}{}}
 	all := append([]nats.Option{nats.Nkey(public, pair.Sign), nats.CustomInboxPrefix(InboxOf(public)), nats.MaxReconnects(-1),
@@ -67,7 +67,7 @@ func (c *Conn) watch(lost chan nats.Status) {
 		c.mu.Lock()
 		for subject, requests := range c.waiting {
 			for r := range requests {
-				r.refuse(&Error{ConnectionLost, "the connection to the bus was lost while the answer of " + subject + " was waited for", nil})
+				r.refuse(&Error{Code: ConnectionLost, Text: "the connection to the bus was lost while the answer of " + subject + " was waited for"})
 			}
 		}
 		c.mu.Unlock()
@@ -123,7 +123,7 @@ func (c *Conn) refused(err error) bool {
 			continue
 		}
 		for r := range requests {
-			r.refuse(&Error{NotPermitted, "this user may not publish to " + subject, nil})
+			r.refuse(&Error{Code: NotPermitted, Text: "this user may not publish to " + subject})
 			any = true
 		}
 	}

@@ -108,7 +108,7 @@ func (f *Feeds) Close() error { return f.service.Stop() }
 // every account at every start.
 func (f *Feeds) Add(ctx context.Context, account events.AccountID) error {
 	if !events.IsToken(string(account)) {
-		return &Error{AccountUnknown, fmt.Sprintf("%q is not a tenant", account), nil}
+		return &Error{Code: AccountUnknown, Text: fmt.Sprintf("%q is not a tenant", account)}
 	}
 	own, regions := events.SubjectPrefix+string(account)+".>", events.SubjectPrefix+regionEvents("*")
 	_, err := f.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
@@ -151,7 +151,7 @@ func (f *Feeds) serve(r micro.Request, prefix string, do func(context.Context, e
 	status := "400"
 	if !errors.As(err, &e) {
 		f.log.Error("a subscription failed", "subject", r.Subject(), "error", err)
-		e, status = &Error{"internal", "the subscription failed for a reason that is not yours: try again", nil}, "500"
+		e, status = &Error{Code: "internal", Text: "the subscription failed for a reason that is not yours: try again"}, "500"
 	}
 	var body struct {
 		Error struct {
@@ -159,10 +159,10 @@ func (f *Feeds) serve(r micro.Request, prefix string, do func(context.Context, e
 			Text string `json:"text"`
 		} `json:"error"`
 	}
-	body.Error.Code, body.Error.Text = e.Code, e.Detail
+	body.Error.Code, body.Error.Text = e.Code, e.Text
 	data, err := json.Marshal(body)
 	if err == nil {
-		err = r.Error(status, e.Detail, data)
+		err = r.Error(status, e.Text, data)
 	}
 	if err != nil {
 		f.log.Warn("an answer could not be sent", "error", err)
@@ -189,11 +189,11 @@ func (f *Feeds) subscribe(ctx context.Context, account events.AccountID, body []
 	var api *jetstream.APIError
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerExists):
-		return nil, &Error{SubscriptionDiffers, "the subscription " + s.Name + " is there with other filters or another beginning: choose another name, or unsubscribe it", nil}
+		return nil, &Error{Code: SubscriptionDiffers, Text: "the subscription " + s.Name + " is there with other filters or another beginning: choose another name, or unsubscribe it"}
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return nil, unknownAccount(account)
 	case errors.As(err, &api) && api.ErrorCode == codeMaxConsumers:
-		return nil, &Error{TooManySubscriptions, fmt.Sprintf("the account has %d subscriptions: unsubscribe one that is not used", MaxSubscriptions), nil}
+		return nil, &Error{Code: TooManySubscriptions, Text: fmt.Sprintf("the account has %d subscriptions: unsubscribe one that is not used", MaxSubscriptions)}
 	case err != nil:
 		return nil, err
 	}
@@ -221,7 +221,7 @@ func (f *Feeds) unsubscribe(ctx context.Context, account events.AccountID, body 
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return nil, unknownAccount(account)
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		return nil, &Error{SubscriptionUnknown, "there is no subscription " + s.Name, nil}
+		return nil, &Error{Code: SubscriptionUnknown, Text: "there is no subscription " + s.Name}
 	case err != nil:
 		return nil, err
 	}
@@ -229,13 +229,13 @@ func (f *Feeds) unsubscribe(ctx context.Context, account events.AccountID, body 
 }
 
 func unknownAccount(account events.AccountID) error {
-	return &Error{AccountUnknown, fmt.Sprintf("account %.80q has no stream of events", account), nil}
+	return &Error{Code: AccountUnknown, Text: fmt.Sprintf("account %.80q has no stream of events", account)}
 }
 
 // filters checks the subscription and gives the subjects that it wants; none means all.
 func (s Subscription) filters(account events.AccountID) ([]string, error) {
 	bad := func(format string, args ...any) ([]string, error) {
-		return nil, &Error{BadSubscription, fmt.Sprintf(format, args...), nil}
+		return nil, &Error{Code: BadSubscription, Text: fmt.Sprintf(format, args...)}
 	}
 	if !validName(s.Name) {
 		return nil, badName(s.Name)
@@ -282,14 +282,14 @@ func (s Subscription) filters(account events.AccountID) ([]string, error) {
 func validName(name string) bool { return len(name) <= 64 && events.IsToken(name) }
 
 func badName(name string) error {
-	return &Error{BadSubscription, fmt.Sprintf("%.80q is not a name: at most 64 of [a-z0-9-]", name), nil}
+	return &Error{Code: BadSubscription, Text: fmt.Sprintf("%.80q is not a name: at most 64 of [a-z0-9-]", name)}
 }
 
 func strictly(body []byte, to any) error {
 	decoder := json.NewDecoder(strings.NewReader(string(body)))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(to); err != nil {
-		return &Error{BadSubscription, "the body: " + err.Error(), nil}
+		return &Error{Code: BadSubscription, Text: "the body: " + err.Error()}
 	}
 	return nil
 }

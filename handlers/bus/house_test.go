@@ -239,7 +239,7 @@ func (p *place) ask(t *testing.T, who, subject string, body, to any) error {
 		return err
 	}
 	if refusal.Error != nil {
-		return &bus.Error{Code: refusal.Error.Code, Detail: refusal.Error.Text}
+		return &bus.Error{Code: refusal.Error.Code, Text: refusal.Error.Text}
 	}
 	return json.Unmarshal(answer.Data, to)
 }

@@ -62,7 +62,7 @@ func (c *Client) Do(ctx context.Context, account events.AccountID, kind events.K
 	}
 	var forbidden *bus.Error
 	if errors.As(err, &forbidden) && forbidden.Code == bus.NotPermitted {
-		return Answer{}, aggregates.RefuseAs(aggregates.Denied, string(bus.NotPermitted), "%s", forbidden.Detail)
+		return Answer{}, aggregates.RefuseAs(aggregates.Denied, string(bus.NotPermitted), "%s", forbidden.Text)
 	}
 	if err != nil {
 		return Answer{}, fmt.Errorf("%s.%s: %w", kind, verb, err)

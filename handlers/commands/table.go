@@ -31,6 +31,7 @@ func table() []Verb {
 		direct("template", "rollback", "Move the reference back to a version that was kept.",
 			starts(func(c *template.Rollback) *events.OperationID { return &c.Operation })),
 		direct[template.Protect]("template", "protect", "Protect the template against deletion, or take the protection off."),
+		direct[template.Keep]("template", "keep", "Say how many superseded versions stay; those beyond are removed."),
 		direct("template", "delete", "Delete the template with every copy.",
 			starts(func(c *template.Delete) *events.OperationID { return &c.Operation })),
 

@@ -58,7 +58,7 @@ func markedNegative(name string) bool {
 
 // refusable says whether a descriptor that is not marked negative may be refused all the same: it is no OVF, or it forbids
 // itself to those who do not know one of its sections (DSP0243 6).
-func refusable(name, code string) bool {
+func refusable(name string, code Code) bool {
 	switch code {
 	case CodeXML, CodeNotEnvelope, CodeSectionRequired:
 		return true
@@ -131,7 +131,7 @@ func TestCutDiskInArchive(t *testing.T) {
 	wantCode(t, err, CodeFileSize)
 }
 
-func wantCode(t *testing.T, err error, code string) {
+func wantCode(t *testing.T, err error, code Code) {
 	t.Helper()
 	var refused *Error
 	if !errors.As(err, &refused) || refused.Code != code {

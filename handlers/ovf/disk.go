@@ -137,7 +137,7 @@ func (p *Package) openContent(ctx context.Context, d Disk, c *Content) error {
 func refuseDisk(d Disk, err error) error {
 	var image *disks.Error
 	if errors.As(err, &image) {
-		return refuseFor(image.Err, image.Code, "disk %q in %q: %s", d.Name(), d.File, image.Message)
+		return refuseFor(image.Err, Code(image.Code), "disk %q in %q: %s", d.Name(), d.File, image.Text)
 	}
 	return err
 }
@@ -159,7 +159,7 @@ func (p *Package) unpack(ctx context.Context, d Disk, from io.Reader) (scratch, 
 	if err != nil {
 		var own *Error
 		if !errors.As(err, &own) {
-			err = refuseFor(err, disks.CodeDamaged, "%q does not unpack", d.File)
+			err = refuseFor(err, Code(disks.CodeDamaged), "%q does not unpack", d.File)
 		}
 		return scratch{}, 0, errors.Join(err, out.Close())
 	}

@@ -83,7 +83,7 @@ func TestHostileArchives(t *testing.T) {
 		many = append(many, plain(fmt.Sprint("f", i), ""))
 	}
 	for name, c := range map[string]struct {
-		code    string
+		code    Code
 		entries []entryOf
 	}{
 		"path traversal":        {CodeEntryName, []entryOf{good, plain("../../etc/cron.d/x", "x")}},
@@ -130,7 +130,10 @@ func sha1Line(e entryOf) string {
 }
 
 func TestHostileDescriptors(t *testing.T) {
-	for name, c := range map[string]struct{ code, text string }{
+	for name, c := range map[string]struct {
+		code Code
+		text string
+	}{
 		"entity bomb":         {CodeXMLForbidden, `<!DOCTYPE lolz [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><Envelope>&b;</Envelope>`},
 		"file as entity":      {CodeXMLForbidden, `<!DOCTYPE x SYSTEM "file:///etc/passwd"><Envelope/>`},
 		"undeclared entity":   {CodeXML, `<Envelope>&b;</Envelope>`},
@@ -216,7 +219,7 @@ func TestCompressedAndCutDisks(t *testing.T) {
 	gz := zipped(t, raw)
 	const attrs = `ovf:compression="gzip"`
 	for name, c := range map[string]struct {
-		code  string
+		code  Code
 		ovf   string
 		files map[string][]byte
 	}{
@@ -226,8 +229,8 @@ func TestCompressedAndCutDisks(t *testing.T) {
 			"d.img.000000000": raw[:400000], "d.img.000000001": raw[400000:800000], "d.img.000000002": raw[800000:]}},
 		"bomb":     {CodeExpandsTooMuch, oneDisk("d.gz", attrs, 512), map[string][]byte{"d.gz": zipped(t, make([]byte, 64<<20))}},
 		"too long": {CodeDiskSize, oneDisk("d.gz", attrs, 512), map[string][]byte{"d.gz": gz}},
-		"cut":      {disks.CodeDamaged, oneDisk("d.gz", attrs, 1<<20), map[string][]byte{"d.gz": gz[:len(gz)/2]}},
-		"no gzip":  {disks.CodeDamaged, oneDisk("d.gz", attrs, 1<<20), map[string][]byte{"d.gz": []byte("text")}},
+		"cut":      {Code(disks.CodeDamaged), oneDisk("d.gz", attrs, 1<<20), map[string][]byte{"d.gz": gz[:len(gz)/2]}},
+		"no gzip":  {Code(disks.CodeDamaged), oneDisk("d.gz", attrs, 1<<20), map[string][]byte{"d.gz": []byte("text")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, scratch := t.TempDir(), t.TempDir()

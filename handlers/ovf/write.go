@@ -35,6 +35,24 @@ type WriteOptions struct {
 	Progress func(done, total int64)
 }
 
+func isArchive(target string) bool { return strings.EqualFold(filepath.Ext(target), ".ova") }
+
+func (o WriteOptions) named(target string) string {
+	switch base := filepath.Base(target); {
+	case o.Name != "":
+		return o.Name
+	case isArchive(target):
+		return strings.TrimSuffix(base, filepath.Ext(target))
+	default:
+		return base
+	}
+}
+
+// DiskFile is the name that Write gives the file of the graph's n-th disk, from 0.
+func (o WriteOptions) DiskFile(target string, n int) string {
+	return fmt.Sprintf("%s-disk%d%s", o.named(target), n+1, extension(o.Format))
+}
+
 // Write makes a package of a graph and its disks, by "<node>/<item>": an archive if the target ends in .ova, else a
 // folder. It appears under its name when it is whole; nothing is left behind otherwise. Equal input gives equal bytes.
 //
@@ -49,18 +67,12 @@ func Write(ctx context.Context, target string, g graph.Graph, content map[string
 		}
 		return refuse(CodeExists, "%q is there already: name another target, or remove it", target)
 	}
-	isArchive := strings.EqualFold(filepath.Ext(target), ".ova")
-	if options.Name == "" {
-		options.Name = strings.TrimSuffix(filepath.Base(target), filepath.Ext(target))
-		if !isArchive {
-			options.Name = filepath.Base(target)
-		}
-	}
+	options.Name = options.named(target)
 	scratch, err := os.MkdirTemp(filepath.Dir(target), ".tombolo-ovf-*")
 	if err != nil {
 		return err
 	}
-	err = write(ctx, scratch, target, isArchive, g, content, options)
+	err = write(ctx, scratch, target, isArchive(target), g, content, options)
 	return errors.Join(err, os.RemoveAll(scratch))
 }
 
@@ -143,7 +155,7 @@ func writeFiles(ctx context.Context, dir string, g graph.Graph, content map[stri
 	}
 	var files []outFile
 	for i, ref := range g.Disks() {
-		name := fmt.Sprintf("%s-disk%d%s", options.Name, i+1, extension(options.Format))
+		name := options.DiskFile("", i)
 		f, err := writeDisk(ctx, filepath.Join(dir, name), content[ref.Name()], options.Format)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", ref.Name(), err)

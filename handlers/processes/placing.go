@@ -136,6 +136,8 @@ func (p *placing) react(r events.Record) []Send {
 		return p.onAbandoned(e)
 	case events.VersionRetired:
 		return p.onRetired(e)
+	case events.KeepSet:
+		return p.retire()
 	case events.TemplateDeletionAccepted:
 		return p.onDeletion(e)
 	case events.TemplateDeleted:
@@ -362,12 +364,19 @@ func (p *placing) onActivated(e events.VersionActivated) []Send {
 		p.begin(effort{Operation: e.Operation, Version: e.Version})
 		out = p.want(p.version(e.Version), p.Regions...) // regions may have come since it was active
 	}
+	out = append(out, p.retire()...)
+	return append(append(out, p.next()), p.ended()...)
+}
+
+// retire offers the superseded versions; the template decides which of them it keeps.
+func (p *placing) retire() []Send {
+	var out []Send
 	for _, old := range p.Versions {
 		if old.Version != p.Active && !old.Gone && old.Manifest != "" && old.Version != p.Staged {
 			out = append(out, send(p.Account, fmt.Sprintf("retire %d", old.Version), template.Retire{Template: p.Template, Version: old.Version}))
 		}
 	}
-	return append(append(out, p.next()), p.ended()...)
+	return out
 }
 
 // next takes the next replacement out of the queue, if there is one.

@@ -103,7 +103,7 @@ func anything(r *rand.Rand, n int, w *world) string {
 		}
 		return fmt.Sprintf("%s %s code=why", verb, name)
 	}
-	switch r.IntN(18) {
+	switch r.IntN(19) {
 	case 0, 1, 2:
 		return fmt.Sprintf("create %s name%d op=%s %s keep=%d regions=(%s, %s)", template(), r.IntN(2), op, from(), r.IntN(3), region(), region())
 	case 3, 4:
@@ -125,6 +125,8 @@ func anything(r *rand.Rand, n int, w *world) string {
 			return fmt.Sprintf("delete %s op=%s", template(), op)
 		}
 		return fmt.Sprintf("discard i%d %s op=%s", r.IntN(n+1), region(), op)
+	case 15:
+		return fmt.Sprintf("keep %s %d", template(), r.IntN(3))
 	case 12, 13, 14:
 		return some("done", "done", "fail", "start", "reopen")
 	default:

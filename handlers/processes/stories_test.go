@@ -177,6 +177,8 @@ func (w *world) play(d *datadriven.TestData) string {
 		return do(w, acme, template.SetRegions{Template: id(0), Add: regions("add"), Remove: regions("remove"), Operation: op})
 	case "protect":
 		return do(w, acme, template.Protect{Template: id(0), Protected: true})
+	case "keep": // keep 73291467 1
+		return do(w, acme, template.Keep{Template: id(0), Keep: whole(words[1])})
 	case "delete": // delete 73291467 op=…
 		return do(w, acme, template.Delete{Template: id(0), Operation: op})
 	case "discard": // discard e1 beijing op=…

@@ -39,6 +39,8 @@ func (w *world) detail(e events.Event) string {
 		return fmt.Sprintf("%d %s", e.Version, e.Cause.Code)
 	case events.VersionRetired:
 		return fmt.Sprintf("%d", e.Version)
+	case events.KeepSet:
+		return fmt.Sprintf("%d", e.Keep)
 	case events.RegionsChanged:
 		return fmt.Sprintf("+%v -%v", e.Add, e.Remove)
 	case events.CopyWanted:

@@ -20,6 +20,7 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/handlers/datadir"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/packs"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
@@ -150,16 +151,13 @@ func (a *Agent) serveTransfer(ctx context.Context) error {
 func listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, &Error{"port-in-use", fmt.Sprintf("%s is used by another process", address), "choose another port, or 0 for any"}
+		return nil, &Error{Code: "port-in-use", Text: fmt.Sprintf("%s is used by another process", address), Next: "choose another port, or 0 for any"}
 	}
 	return l, err
 }
 
 // Error is what an agent cannot start or go on with; Code is stable.
-type Error struct{ Code, Text, Next string }
-
-// Error is the text with its code and what to do.
-func (e *Error) Error() string { return e.Text + " (" + e.Code + "): " + e.Next }
+type Error = fault.Error[string]
 
 // takeDir locks the data directory and reads, or chooses, the agent's id.
 func (a *Agent) takeDir() error {
@@ -170,11 +168,11 @@ func (a *Agent) takeDir() error {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return &Error{"agent-dir-in-use", "another agent uses " + a.cfg.Dir, "stop it, or choose another directory"}
+		return &Error{Code: "agent-dir-in-use", Text: "another agent uses " + a.cfg.Dir, Next: "stop it, or choose another directory"}
 	}
 	a.lock = f
 	if err := datadir.Check(a.cfg.Dir); errors.Is(err, datadir.ErrUnknown) {
-		return &Error{"data-format-unknown", err.Error(), "use the program that wrote it, or another directory with --data"}
+		return &Error{Code: "data-format-unknown", Text: err.Error(), Next: "use the program that wrote it, or another directory with --data"}
 	} else if err != nil {
 		return err
 	}

@@ -47,8 +47,8 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 		return err
 	}
 	if row.Epoch < highest {
-		return &Error{"epoch-from-the-past", fmt.Sprintf("%s is at epoch %d in the journal, and was at %d here", a.cfg.Region, row.Epoch, highest),
-			"if the journal was restored to an earlier state, remove " + a.epochPath() + " and start again; else this directory belongs to another installation"}
+		return &Error{Code: "epoch-from-the-past", Text: fmt.Sprintf("%s is at epoch %d in the journal, and was at %d here", a.cfg.Region, row.Epoch, highest),
+			Next: "if the journal was restored to an earlier state, remove " + a.epochPath() + " and start again; else this directory belongs to another installation"}
 	}
 	if err := a.rememberEpoch(row.Epoch); err != nil {
 		return err
@@ -61,7 +61,7 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 }
 
 func staleEpoch(r events.RegionID) error {
-	return &Error{"stale-epoch", fmt.Sprintf("another agent has taken %s over", r), "stop this one"}
+	return &Error{Code: "stale-epoch", Text: fmt.Sprintf("another agent has taken %s over", r), Next: "stop this one"}
 }
 
 func (a *Agent) epochPath() string { return filepath.Join(a.cfg.Dir, "epoch") }
@@ -78,7 +78,7 @@ func (a *Agent) highestEpoch() (int, error) {
 	}
 	n, err := strconv.Atoi(strings.TrimSpace(string(stored)))
 	if err != nil {
-		return 0, &Error{"epoch-damaged", a.epochPath() + " does not hold a number", "write the region's epoch (region show) into it"}
+		return 0, &Error{Code: "epoch-damaged", Text: a.epochPath() + " does not hold a number", Next: "write the region's epoch (region show) into it"}
 	}
 	return n, nil
 }

@@ -137,7 +137,7 @@ func (a *Agent) Reap(ctx context.Context, e Effect) error {
 		a.counts.reaped.Add(1)
 		return nil
 	}
-	return &Error{NotAnOrphan, e.Kind + " " + e.Name + " has an owner, or is gone", "look at the orphans again"}
+	return &Error{Code: NotAnOrphan, Text: e.Kind + " " + e.Name + " has an owner, or is gone", Next: "look at the orphans again"}
 }
 
 // Counts are what the agent has done about its host since it started.

@@ -24,7 +24,7 @@ func (d Difference) ChangedShare() float64 {
 // Compare compares two images in aligned blocks of size bytes. Where one is longer, the other counts as zeros.
 func Compare(ctx context.Context, before, after string, size int) (Difference, error) {
 	if size <= 0 {
-		return Difference{}, &Error{Code: CodeSpec, Message: "a block has at least one byte"}
+		return Difference{}, &Error{Code: CodeSpec, Text: "a block has at least one byte"}
 	}
 	a, err := os.Open(before)
 	if err != nil {

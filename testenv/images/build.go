@@ -72,7 +72,7 @@ func (b *builder) build() error {
 		}
 	}
 	if b.report.Bytes < b.spec.MinBytes {
-		return &Error{Code: CodeTooSmall, Message: fmt.Sprintf("%d bytes of files were found, %d are needed: name more trees",
+		return &Error{Code: CodeTooSmall, Text: fmt.Sprintf("%d bytes of files were found, %d are needed: name more trees",
 			b.report.Bytes, b.spec.MinBytes)}
 	}
 	for i, d := range b.dirs {
@@ -87,7 +87,7 @@ func (b *builder) build() error {
 func (b *builder) tree(t Tree) error {
 	root, err := os.OpenRoot(t.Source)
 	if err != nil {
-		return &Error{Code: CodeSource, Message: "the tree cannot be opened", Err: err}
+		return &Error{Code: CodeSource, Text: "the tree cannot be opened", Err: err}
 	}
 	defer root.Close()
 	dir := b.dirs[0]
@@ -99,7 +99,7 @@ func (b *builder) tree(t Tree) error {
 			return err
 		}
 		if dir == nil {
-			return &Error{Code: CodeSpec, Message: fmt.Sprintf("%q is not a directory in another tree", path.Clean(t.At))}
+			return &Error{Code: CodeSpec, Text: fmt.Sprintf("%q is not a directory in another tree", path.Clean(t.At))}
 		}
 	}
 	b.report.Origins = append(b.report.Origins, Origin{Tree: t})

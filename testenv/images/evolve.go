@@ -72,10 +72,10 @@ type evolver struct {
 func Evolve(ctx context.Context, from, to string, change Change) (Evolution, error) {
 	started := time.Now()
 	if !labelForm.MatchString(change.Label) || change.Label == "." || change.Label == ".." {
-		return Evolution{}, &Error{Code: CodeSpec, Message: fmt.Sprintf("label %q: 1 to 16 of a-z, 0-9, '.', '_', '-' are needed", change.Label)}
+		return Evolution{}, &Error{Code: CodeSpec, Text: fmt.Sprintf("label %q: 1 to 16 of a-z, 0-9, '.', '_', '-' are needed", change.Label)}
 	}
 	if change.Edit < 0 || change.Delete < 0 || change.Add < 0 || change.Add > change.Edit+change.Delete {
-		return Evolution{}, &Error{Code: CodeSpec, Message: "a count is negative, or Add is above Edit and Delete together"}
+		return Evolution{}, &Error{Code: CodeSpec, Text: "a count is negative, or Add is above Edit and Delete together"}
 	}
 	source, err := os.Open(from)
 	if err != nil {
@@ -90,7 +90,7 @@ func Evolve(ctx context.Context, from, to string, change Change) (Evolution, err
 		change.Time = time.Unix(int64(v.written), 0).UTC().AddDate(0, 6, 0)
 	}
 	if !timeFits(change.Time) {
-		return Evolution{}, &Error{Code: CodeSpec, Message: "the time is outside 1970 to 2038"}
+		return Evolution{}, &Error{Code: CodeSpec, Text: "the time is outside 1970 to 2038"}
 	}
 	e := &evolver{v: v, change: change}
 	err = replace(to, func(f *os.File) error {
@@ -137,7 +137,7 @@ func (e *evolver) run(ctx context.Context) error {
 		}
 	}
 	if len(e.result.Edited) < e.change.Edit || len(e.result.Deleted) < e.change.Delete {
-		return &Error{Code: CodeTooFew, Message: fmt.Sprintf("%d of %d files could be edited and %d of %d deleted",
+		return &Error{Code: CodeTooFew, Text: fmt.Sprintf("%d of %d files could be edited and %d of %d deleted",
 			len(e.result.Edited), e.change.Edit, len(e.result.Deleted), e.change.Delete)}
 	}
 	if err := e.add(); err != nil {
@@ -155,7 +155,7 @@ func (e *evolver) candidates(ctx context.Context) ([]fileRef, error) {
 	byDir := map[uint32][]fileRef{}
 	err := e.v.walk(ctx, e.f, func(number uint32, n inode, parent uint32, p string) error {
 		if p == e.change.Label {
-			return &Error{Code: CodeSpec, Message: fmt.Sprintf("the image has %q already: a label is used once", p)}
+			return &Error{Code: CodeSpec, Text: fmt.Sprintf("the image has %q already: a label is used once", p)}
 		}
 		if n.mode&modeType == modeRegular && n.size > 0 && n.links == 1 {
 			byDir[parent] = append(byDir[parent], fileRef{path: p, number: number, parent: parent, inode: n})

@@ -272,5 +272,5 @@ func journalSuperblock(uuid [16]byte) []byte {
 }
 
 func foreign(format string, args ...any) error {
-	return &Error{Code: CodeForeign, Message: fmt.Sprintf(format, args...)}
+	return &Error{Code: CodeForeign, Text: fmt.Sprintf(format, args...)}
 }

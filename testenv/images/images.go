@@ -18,33 +18,25 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 )
+
+// Code is a stable, searchable name for a kind of refusal.
+type Code string
 
 // The codes of this package's errors.
 const (
-	CodeSpec     = "image-spec-invalid"   // a Spec or Change that cannot be followed
-	CodeTooSmall = "image-tree-too-small" // the trees hold less than MinBytes
-	CodeTooFew   = "image-files-too-few"  // an image has fewer files than a Change asks for
-	CodeFull     = "image-full"           // no blocks or inodes are left
-	CodeForeign  = "image-not-ours"       // an image that this package did not build, or that was damaged
-	CodeSource   = "image-source-missing" // a tree's directory cannot be opened
+	CodeSpec     Code = "image-spec-invalid"   // a Spec or Change that cannot be followed
+	CodeTooSmall Code = "image-tree-too-small" // the trees hold less than MinBytes
+	CodeTooFew   Code = "image-files-too-few"  // an image has fewer files than a Change asks for
+	CodeFull     Code = "image-full"           // no blocks or inodes are left
+	CodeForeign  Code = "image-not-ours"       // an image that this package did not build, or that was damaged
+	CodeSource   Code = "image-source-missing" // a tree's directory cannot be opened
 )
 
 // Error is a refusal with a stable code.
-type Error struct {
-	Code    string
-	Message string
-	Err     error // the cause, if there is one
-}
-
-func (e *Error) Error() string {
-	if e.Err != nil {
-		return fmt.Sprintf("%s: %s: %v", e.Code, e.Message, e.Err)
-	}
-	return e.Code + ": " + e.Message
-}
-
-func (e *Error) Unwrap() error { return e.Err }
+type Error = fault.Error[Code]
 
 // Tree is a directory of this machine and the place it gets in the image ("usr/local/go"; empty is the root).
 type Tree struct {
@@ -105,10 +97,10 @@ var labelForm = regexp.MustCompile(`^[a-z0-9._-]{1,16}$`)
 
 func (s Spec) withDefaults() (Spec, error) {
 	if !labelForm.MatchString(s.Label) {
-		return s, &Error{Code: CodeSpec, Message: fmt.Sprintf("label %q: 1 to 16 of a-z, 0-9, '.', '_', '-' are needed", s.Label)}
+		return s, &Error{Code: CodeSpec, Text: fmt.Sprintf("label %q: 1 to 16 of a-z, 0-9, '.', '_', '-' are needed", s.Label)}
 	}
 	if s.MinBytes < 0 || s.MaxBytes < 0 || s.MaxFileBytes < 0 || s.FreeBytes < 0 || s.MaxFileBytes > maxFileBytes {
-		return s, &Error{Code: CodeSpec, Message: "a limit is negative, or MaxFileBytes is above 64 MiB"}
+		return s, &Error{Code: CodeSpec, Text: "a limit is negative, or MaxFileBytes is above 64 MiB"}
 	}
 	if s.MaxBytes == 0 {
 		s.MaxBytes = defaultMaxBytes
@@ -120,17 +112,17 @@ func (s Spec) withDefaults() (Spec, error) {
 		s.FreeBytes = defaultFreeBytes
 	}
 	if s.MinBytes > s.MaxBytes {
-		return s, &Error{Code: CodeSpec, Message: "MinBytes is above MaxBytes"}
+		return s, &Error{Code: CodeSpec, Text: "MinBytes is above MaxBytes"}
 	}
 	if s.Time.IsZero() {
 		s.Time = time.Date(2025, time.January, 1, 0, 0, 0, 0, time.UTC)
 	}
 	if !timeFits(s.Time) {
-		return s, &Error{Code: CodeSpec, Message: "the time is outside 1970 to 2038"}
+		return s, &Error{Code: CodeSpec, Text: "the time is outside 1970 to 2038"}
 	}
 	for _, t := range append(append([]Tree(nil), s.Trees...), s.More...) {
 		if t.At != "" && !filepath.IsLocal(t.At) {
-			return s, &Error{Code: CodeSpec, Message: fmt.Sprintf("%q is no path within an image", t.At)}
+			return s, &Error{Code: CodeSpec, Text: fmt.Sprintf("%q is no path within an image", t.At)}
 		}
 	}
 	return s, nil

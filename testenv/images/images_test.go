@@ -316,7 +316,7 @@ func TestRefusals(t *testing.T) {
 	trees := []Tree{{Source: dir}}
 	for name, c := range map[string]struct {
 		err  error
-		code string
+		code Code
 	}{
 		"no label":        {make1(Spec{Trees: trees}), CodeSpec},
 		"long label":      {make1(Spec{Label: strings.Repeat("a", 17), Trees: trees}), CodeSpec},

@@ -44,7 +44,7 @@ func Sources(ctx context.Context) []Tree {
 // that holds too much to be dealt out fairly is taken apart, without the files that stand beside its directories.
 func Plan(sources []Tree, total int64, labels ...string) ([]Spec, error) {
 	if len(sources) == 0 || len(labels) == 0 {
-		return nil, &Error{Code: CodeSource, Message: "a plan needs a label and a tree"}
+		return nil, &Error{Code: CodeSource, Text: "a plan needs a label and a tree"}
 	}
 	specs, load := make([]Spec, len(labels)), make([]int, len(labels))
 	for i, label := range labels {
@@ -57,7 +57,7 @@ func Plan(sources []Tree, total int64, labels ...string) ([]Spec, error) {
 	}
 	parts, err := directories(sources[0])
 	if err != nil {
-		return nil, &Error{Code: CodeSource, Message: "the tree cannot be opened", Err: err}
+		return nil, &Error{Code: CodeSource, Text: "the tree cannot be opened", Err: err}
 	}
 	all := 0
 	for _, p := range parts {

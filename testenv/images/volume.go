@@ -44,7 +44,7 @@ func bitmapBlock(g uint32) uint32 {
 func (v *volume) addGroup() error {
 	g := uint32(len(v.groups))
 	if g == maxGroups {
-		return &Error{Code: CodeFull, Message: "an image holds at most 16 GiB"}
+		return &Error{Code: CodeFull, Text: "an image holds at most 16 GiB"}
 	}
 	n := &group{blocks: make([]byte, blockSize), inodes: make([]byte, blockSize)}
 	for b := g * blocksPerGroup; b < firstData(g); b++ {
@@ -227,7 +227,7 @@ func (v *volume) seal(headroom int64) error {
 		}
 	}
 	if end > maxGroups*blocksPerGroup {
-		return &Error{Code: CodeFull, Message: "an image holds at most 16 GiB"}
+		return &Error{Code: CodeFull, Text: "an image holds at most 16 GiB"}
 	}
 	for int64(len(v.groups))*blocksPerGroup < end {
 		if err := v.addGroup(); err != nil {
@@ -331,7 +331,7 @@ func (v *volume) superblock(group uint16, freeBlocks, freeInodes uint32) []byte 
 func load(from io.ReaderAt, size int64) (*volume, error) {
 	b := make([]byte, superblockSize)
 	if _, err := from.ReadAt(b, superblockOffset); err != nil {
-		return nil, &Error{Code: CodeForeign, Message: "no superblock", Err: err}
+		return nil, &Error{Code: CodeForeign, Text: "no superblock", Err: err}
 	}
 	v := &volume{total: le.Uint32(b[0x04:]), made: le.Uint32(b[0x108:]), written: le.Uint32(b[0x30:]),
 		label: string(bytes.TrimRight(b[0x78:0x88], "\x00")), uuid: [16]byte(b[0x68:0x78]), seed: [16]byte(b[0xEC:0xFC])}
@@ -385,5 +385,5 @@ func (v *volume) lastUsed() uint32 {
 }
 
 func fullImage() error {
-	return &Error{Code: CodeFull, Message: "no room is left in the image"}
+	return &Error{Code: CodeFull, Text: "no room is left in the image"}
 }

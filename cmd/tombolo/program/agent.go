@@ -65,7 +65,7 @@ func (p *Program) Devices(id events.RegionID) (string, error) {
 			return a.RegionAgent.Devices(), nil
 		}
 	}
-	return "", &Error{"region-elsewhere", fmt.Sprintf("the agent of %s does not run in this process", id), "ask on its own host"}
+	return "", &Error{Code: "region-elsewhere", Text: fmt.Sprintf("the agent of %s does not run in this process", id), Next: "ask on its own host"}
 }
 
 // Run is the agent's. Errors besides its own: *Error with event-unknown.
@@ -116,7 +116,11 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		// A control plane that has just come up may not know its users yet.
 		nats.IgnoreAuthErrorAbort(),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is not reached", "error", err) }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.Log.Warn("the bus is lost", "error", err) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil { // without one it was this process that closed it
+				c.Log.Warn("the bus is lost", "error", err)
+			}
+		}),
 		nats.ReconnectHandler(func(*nats.Conn) { c.Log.Info("the bus is back") }),
 	}, options...)
 	certificate, authority, err := c.Enrolment.identity()
@@ -201,8 +205,8 @@ func openRemoteJournal(ctx context.Context, conn *nats.Conn, c AgentConfig) (*jo
 		case err == nil:
 			return j, nil
 		case errors.Is(err, journal.ErrVanished):
-			return nil, &Error{"journal-unknown", fmt.Sprintf("the control plane at %s is not the one that enrolled this region: %v", c.Enrolment.NATS, err),
-				"ask its administrator for an enrolment"}
+			return nil, &Error{Code: "journal-unknown", Text: fmt.Sprintf("the control plane at %s is not the one that enrolled this region: %v", c.Enrolment.NATS, err),
+				Next: "ask its administrator for an enrolment"}
 		case errors.Is(err, journal.ErrMismatch):
 			return nil, err
 		case ctx.Err() != nil:

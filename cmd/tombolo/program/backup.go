@@ -261,7 +261,7 @@ func Restore(ctx context.Context, from, to string, log *slog.Logger) (made api.B
 		return made, err
 	}
 	if err := emptyDir(to); err != nil {
-		return made, &Error{"data-dir-unusable", fmt.Sprintf("a backup is restored into a new directory only: %v", err), "choose another one with --data"}
+		return made, &Error{Code: "data-dir-unusable", Text: fmt.Sprintf("a backup is restored into a new directory only: %v", err), Next: "choose another one with --data"}
 	}
 	work, err := os.MkdirTemp(filepath.Dir(to), "."+filepath.Base(to)+"-restoring-")
 	if err != nil {
@@ -302,7 +302,7 @@ func cutFiles(path string) (string, bool) {
 }
 
 func broken(format string, args ...any) *Error {
-	return &Error{"backup-damaged", "the backup cannot be restored: " + fmt.Sprintf(format, args...), "take another backup"}
+	return &Error{Code: "backup-damaged", Text: "the backup cannot be restored: " + fmt.Sprintf(format, args...), Next: "take another backup"}
 }
 
 // readBackup reads backup.json, and checks that the snapshots are as they were written.
@@ -310,7 +310,7 @@ func readBackup(from string) (backupManifest, error) {
 	var m backupManifest
 	b, err := os.ReadFile(filepath.Join(from, backupFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return m, &Error{"backup-missing", fmt.Sprintf("there is no whole backup in %s: it has no %s", from, backupFile), "name the directory that server backup wrote"}
+		return m, &Error{Code: "backup-missing", Text: fmt.Sprintf("there is no whole backup in %s: it has no %s", from, backupFile), Next: "name the directory that server backup wrote"}
 	}
 	if err != nil {
 		return m, err
@@ -319,7 +319,7 @@ func readBackup(from string) (backupManifest, error) {
 		return m, broken("%s: %v", backupFile, err)
 	}
 	if m.Format != backupFormat {
-		return m, &Error{"backup-format-unknown", fmt.Sprintf("the backup has format %d, and this program reads %d", m.Format, backupFormat), "use the program that wrote it"}
+		return m, &Error{Code: "backup-format-unknown", Text: fmt.Sprintf("the backup has format %d, and this program reads %d", m.Format, backupFormat), Next: "use the program that wrote it"}
 	}
 	for _, s := range m.Streams {
 		if !filepath.IsLocal(filepath.FromSlash(s.Path)) {
@@ -338,7 +338,7 @@ func readBackup(from string) (backupManifest, error) {
 
 // restoreStreams makes the bus's files, and walks the journal in them.
 func restoreStreams(ctx context.Context, from, dir string, m backupManifest, log *slog.Logger) (err error) {
-	server, err := bus.Embedded(bus.Options{Dir: filepath.Join(dir, "bus"), Log: log.With("part", "bus")})
+	server, err := startBus(bus.Options{Dir: filepath.Join(dir, "bus"), Log: log.With("part", "bus")})
 	if err != nil {
 		return err
 	}

@@ -42,19 +42,19 @@ func ReadEnrolment(path string) (Enrolment, error) {
 	next := "ask an administrator for a new one: tombolo agent enroll --region R -o FILE"
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return e, &Error{"enrolment-unreadable", fmt.Sprintf("the enrolment cannot be read: %v", err), next}
+		return e, &Error{Code: "enrolment-unreadable", Text: fmt.Sprintf("the enrolment cannot be read: %v", err), Next: next}
 	}
 	if err := json.Unmarshal(b, &e); err != nil {
-		return e, &Error{"enrolment-invalid", fmt.Sprintf("%s is not an enrolment: %v", path, err), next}
+		return e, &Error{Code: "enrolment-invalid", Text: fmt.Sprintf("%s is not an enrolment: %v", path, err), Next: next}
 	}
 	if e.Format != enrolmentFormat {
-		return e, &Error{"enrolment-invalid", fmt.Sprintf("%s is of form %d, this program reads %d", path, e.Format, enrolmentFormat), next}
+		return e, &Error{Code: "enrolment-invalid", Text: fmt.Sprintf("%s is of form %d, this program reads %d", path, e.Format, enrolmentFormat), Next: next}
 	}
 	if !events.IsToken(string(e.Region)) || e.NATS == "" || e.Journal == "" || e.Seed == "" || len(e.Signer) != ed25519.PublicKeySize {
-		return e, &Error{"enrolment-invalid", path + " lacks its region, the bus, the journal, the key or whom to believe", next}
+		return e, &Error{Code: "enrolment-invalid", Text: path + " lacks its region, the bus, the journal, the key or whom to believe", Next: next}
 	}
 	if _, _, err := e.identity(); err != nil {
-		return e, &Error{"enrolment-invalid", fmt.Sprintf("%s: %v", path, err), next}
+		return e, &Error{Code: "enrolment-invalid", Text: fmt.Sprintf("%s: %v", path, err), Next: next}
 	}
 	return e, nil
 }

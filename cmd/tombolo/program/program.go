@@ -32,6 +32,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/commands"
 	"github.com/tombolo-vdc/tombolo/handlers/datadir"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 	"github.com/tombolo-vdc/tombolo/handlers/processes"
 	"github.com/tombolo-vdc/tombolo/handlers/trust"
 	"github.com/tombolo-vdc/tombolo/projections"
@@ -60,7 +61,7 @@ type Config struct {
 // Program is a composed server.
 type Program struct {
 	config       Config
-	lock         *os.File
+	refused      bool // New fails: of a new data directory nothing stays
 	bus          *bus.Server
 	conn         *nats.Conn
 	journal      *journal.JetStream
@@ -104,13 +105,7 @@ type Addresses struct {
 }
 
 // Error is a failure to start that a person can do something about.
-type Error struct {
-	Code string
-	Text string
-	Next string
-}
-
-func (e *Error) Error() string { return e.Text + " (" + e.Code + ")" }
+type Error = fault.Error[string]
 
 // DefaultRegions are those of a new data directory if nobody names others.
 func DefaultRegions() []string { return []string{"beijing", "sydney", "chicago"} }
@@ -122,11 +117,12 @@ const (
 )
 
 // New opens the data directory and everything over it. Nothing is answered
-// before Run. Errors: *Error, *bus.Error, or what lies beneath.
+// before Run. Errors: *Error, or what lies beneath.
 func New(ctx context.Context, c Config) (_ *Program, err error) {
 	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {
+			p.refused = true
 			err = errors.Join(explained(err), p.Close())
 		}
 	}()
@@ -183,21 +179,50 @@ func (p *Program) dir(parts ...string) string {
 func (p *Program) opened(close func() error) { p.closers = append(p.closers, close) }
 
 func (p *Program) lockDir() error {
-	if err := os.MkdirAll(p.config.Dir, 0o700); err != nil {
-		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be made: %v", err), "choose another one with --data"}
+	unusable := func(err error) error {
+		return &Error{Code: "data-dir-unusable", Text: fmt.Sprintf("the data directory cannot be used: %v", err), Next: "choose another one with --data"}
+	}
+	if _, err := datadir.IsNew(p.config.Dir); errors.Is(err, datadir.ErrForeign) {
+		return &Error{Code: "data-dir-foreign", Text: err.Error(), Next: "name a new or an empty directory with --data, or one that tombolo up has made"}
+	} else if err != nil {
+		return unusable(err)
+	}
+	made, err := datadir.Make(p.config.Dir)
+	if err != nil {
+		return unusable(err)
 	}
 	f, err := os.OpenFile(p.dir("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return &Error{"data-dir-unusable", fmt.Sprintf("the data directory cannot be used: %v", err), "choose another one with --data"}
+		return unusable(err)
 	}
+	inUse := &Error{Code: "data-in-use", Text: "another process works on " + p.config.Dir, Next: "end it, or choose another directory with --data"}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return errors.Join(&Error{"data-in-use", "another process works on " + p.config.Dir, "end it, or choose another directory with --data"}, f.Close())
+		return errors.Join(inUse, f.Close())
 	}
-	p.lock = f
 	p.opened(f.Close)
+	ours, err := f.Stat()
+	if err != nil {
+		return unusable(err)
+	}
+	// Another start that was refused has taken the directory away meanwhile.
+	if there, err := os.Stat(p.dir("lock")); err != nil || !os.SameFile(there, ours) {
+		return inUse
+	}
+	isNew, err := datadir.IsNew(p.config.Dir)
+	if err != nil {
+		return unusable(err)
+	}
+	if isNew { // asked again, for nobody else works on it now
+		p.opened(func() error {
+			if p.refused {
+				return datadir.Discard(p.config.Dir, made)
+			}
+			return nil
+		})
+	}
 	err = datadir.Check(p.config.Dir)
 	if errors.Is(err, datadir.ErrUnknown) {
-		return &Error{"data-format-unknown", err.Error(), "use the program that wrote it, or another directory with --data"}
+		return &Error{Code: "data-format-unknown", Text: err.Error(), Next: "use the program that wrote it, or another directory with --data"}
 	}
 	return err
 }
@@ -221,10 +246,10 @@ func (p *Program) chooseRegions() error {
 	}
 	for i, r := range p.config.Regions {
 		if !events.IsToken(r) {
-			return &Error{"region-invalid", fmt.Sprintf("%q is not a region's id: use a-z, 0-9 and -, at most 63", r), "--regions beijing,sydney,chicago"}
+			return &Error{Code: "region-invalid", Text: fmt.Sprintf("%q is not a region's id: use a-z, 0-9 and -, at most 63", r), Next: "--regions beijing,sydney,chicago"}
 		}
 		if slices.Contains(p.config.Regions[:i], r) {
-			return &Error{"region-invalid", fmt.Sprintf("region %s is named twice", r), "--regions beijing,sydney,chicago"}
+			return &Error{Code: "region-invalid", Text: fmt.Sprintf("region %s is named twice", r), Next: "--regions beijing,sydney,chicago"}
 		}
 		if p.config.Alone {
 			continue
@@ -239,10 +264,10 @@ func (p *Program) chooseRegions() error {
 func listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, &Error{"port-in-use", "another program listens on " + address, "choose another address with --http, or port 0 for a free one"}
+		return nil, &Error{Code: "port-in-use", Text: "another program listens on " + address, Next: "choose another address with --http, or port 0 for a free one"}
 	}
 	if err != nil {
-		return nil, &Error{"http-address-invalid", fmt.Sprintf("cannot listen for HTTP on %q: %v", address, err), "--http 127.0.0.1:7080"}
+		return nil, &Error{Code: "http-address-invalid", Text: fmt.Sprintf("cannot listen for HTTP on %q: %v", address, err), Next: "--http 127.0.0.1:7080"}
 	}
 	return l, nil
 }
@@ -256,7 +281,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 		o.TLS = p.tls
 	}
 	var err error
-	if p.bus, err = bus.Embedded(o); err != nil {
+	if p.bus, err = startBus(o); err != nil {
 		return err
 	}
 	p.opened(p.bus.Close)
@@ -273,7 +298,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 		limit = p.config.Bytes
 	}
 	if limit < journal.MinBytes {
-		return &Error{"journal-too-small", fmt.Sprintf("a journal of %d bytes is too small: it needs %d at least", limit, journal.MinBytes), "--journal-size BYTES, or more room on the disk"}
+		return &Error{Code: "journal-too-small", Text: fmt.Sprintf("a journal of %d bytes is too small: it needs %d at least", limit, journal.MinBytes), Next: "--journal-size BYTES, or more room on the disk"}
 	}
 	p.journal, err = journal.Open(ctx, p.conn, journal.Options{Registry: events.NewRegistry(), Known: known, Remember: remember, MaxBytes: limit, Finishing: finishing, Alarm: p.alarm})
 	if err != nil {
@@ -290,6 +315,17 @@ func (p *Program) openJournal(ctx context.Context) error {
 	return nil
 }
 
+// startBus starts a bus. What keeps it from starting is an *Error.
+func startBus(o bus.Options) (*bus.Server, error) {
+	s, err := bus.Embedded(o)
+	if why, ok := errors.AsType[*bus.Error](err); ok {
+		code, text, _ := why.Tell()
+		next := map[bus.Code]string{bus.PortInUse: "choose another address with --nats, or port 0 for a free one", bus.DataInUse: "end the other process, or choose another directory with --data"}
+		return nil, &Error{Code: code, Text: "the bus cannot be started: " + text, Next: next[why.Code]}
+	}
+	return s, err
+}
+
 // diskFailure waits for the disk to fail under the bus. The program ends then:
 // started again, it reads what is really there.
 func (p *Program) diskFailure(ctx context.Context) error {
@@ -297,8 +333,8 @@ func (p *Program) diskFailure(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case err := <-p.bus.Failed():
-		return &Error{"bus-disk-failed", fmt.Sprintf("the disk under the bus takes nothing more: %v", err),
-			"make room on the disk, then start again: what was answered is stored, what was not can be sent again with the same command id"}
+		return &Error{Code: "bus-disk-failed", Text: fmt.Sprintf("the disk under the bus takes nothing more: %v", err),
+			Next: "make room on the disk, then start again: what was answered is stored, what was not can be sent again with the same command id"}
 	}
 }
 
@@ -474,26 +510,26 @@ const storageExhausted jetstream.ErrorCode = 10047
 func explained(err error) error {
 	var api *jetstream.APIError
 	if errors.As(err, &api) && api.ErrorCode == storageExhausted {
-		return &Error{"disk-too-small", err.Error(), "the streams reserve a part of what is free on the disk when they are made: make room, or choose another disk"}
+		return &Error{Code: "disk-too-small", Text: err.Error(), Next: "the streams reserve a part of what is free on the disk when they are made: make room, or choose another disk"}
 	}
 	if errors.Is(err, events.ErrUnknownEvent) {
-		return &Error{"event-unknown", err.Error(), "the journal was written by a later program: use that one"}
+		return &Error{Code: "event-unknown", Text: err.Error(), Next: "the journal was written by a later program: use that one"}
 	}
 	const setBack = "the journal was restored to an earlier state: take the folder reads out of this data directory; it is built again"
 	if reads := (*projections.Error)(nil); errors.As(err, &reads) && reads.Code == projections.CodeSetBack {
-		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+		return &Error{Code: string(projections.CodeSetBack), Text: err.Error(), Next: setBack}
 	}
 	if errors.Is(err, journal.ErrSetBack) {
 		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
 	}
 	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
 		if gap.Found == 0 { // a reader is ahead of it
-			return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+			return &Error{Code: string(projections.CodeSetBack), Text: err.Error(), Next: setBack}
 		}
-		return &Error{"journal-gap", err.Error(), "the journal has lost an event: tombolo audit verify --live says which; restore a backup"}
+		return &Error{Code: "journal-gap", Text: err.Error(), Next: "the journal has lost an event: tombolo audit verify --live says which; restore a backup"}
 	}
 	if full := (*journal.FullError)(nil); errors.As(err, &full) {
-		return &Error{full.Code(), err.Error(), "start without what is new (regions, users), and raise the limit: tombolo server grow"}
+		return &Error{Code: full.Code(), Text: err.Error(), Next: "start without what is new (regions, users), and raise the limit: tombolo server grow"}
 	}
 	return err
 }

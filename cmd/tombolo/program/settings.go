@@ -175,7 +175,7 @@ func (p *Program) bootstrapPools(ctx context.Context, id events.RegionID) error 
 	for _, c := range r.Pools {
 		err := bootstrap(ctx, p, fmt.Sprintf("pool-%s-%+v", id, c), c.command(string(id)))
 		if refusal, ok := aggregates.AsRefusal(err); ok {
-			return &Error{refusal.Code, fmt.Sprintf("the pool %s of region %s: %s", c.Type, id, refusal.Text), "correct the pools in the settings, or look at what is there: tombolo pool show"}
+			return &Error{Code: refusal.Code, Text: fmt.Sprintf("the pool %s of region %s: %s", c.Type, id, refusal.Text), Next: "correct the pools in the settings, or look at what is there: tombolo pool show"}
 		}
 		if err != nil {
 			return err

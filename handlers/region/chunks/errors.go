@@ -1,9 +1,6 @@
 package chunks
 
-import (
-	"errors"
-	"fmt"
-)
+import "github.com/tombolo-vdc/tombolo/handlers/fault"
 
 // Code is a stable, searchable name for a kind of failure.
 type Code string
@@ -33,38 +30,13 @@ const (
 	ExportFailed       Code = "export-failed"
 )
 
-// Error is a failure with a stable code; Err is its cause where there is one.
-type Error struct {
-	Code    Code
-	Message string
-	Err     error
-}
+// Errorf makes an error without a cause.
+func Errorf(code Code, format string, args ...any) error { return fault.New(code, format, args...) }
 
-func (e *Error) Error() string {
-	if e.Err != nil {
-		return fmt.Sprintf("%s: %s: %v", e.Code, e.Message, e.Err)
-	}
-	return fmt.Sprintf("%s: %s", e.Code, e.Message)
-}
-
-// Unwrap gives the cause.
-func (e *Error) Unwrap() error { return e.Err }
-
-// Errorf makes an Error without a cause.
-func Errorf(code Code, format string, args ...any) error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
-}
-
-// Wrap makes an Error from its cause.
+// Wrap makes an error from its cause.
 func Wrap(code Code, err error, format string, args ...any) error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...), Err: err}
+	return fault.Wrap(code, err, format, args...)
 }
 
-// CodeOf gives the outermost code in err's chain, or "" where there is none.
-func CodeOf(err error) Code {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Code
-	}
-	return ""
-}
+// CodeOf gives the outermost of these codes in err's chain, or "" where there is none.
+func CodeOf(err error) Code { return fault.CodeOf[Code](err) }

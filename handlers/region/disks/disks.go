@@ -15,38 +15,28 @@ import (
 	"iter"
 	"os"
 	"sync"
+
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 )
+
+// Code is a stable, searchable name for a kind of refusal.
+type Code string
 
 // The codes of this package's errors.
 const (
-	CodeUnknown     = "disk-format-unknown"     // not one of the formats, or not the one that was named
-	CodeUnsupported = "disk-format-unsupported" // a known format or feature that is not read
-	CodeTruncated   = "disk-truncated"          // the file ends before the disk does
-	CodeBacking     = "disk-has-backing-file"   // the disk is only a difference to another file
-	CodeTooLarge    = "disk-too-large"          // larger than Options.MaxSize, or its tables are
-	CodeEncrypted   = "disk-encrypted"          // encrypted in the image's own format
-	CodeDamaged     = "disk-damaged"            // tables or compressed data that contradict themselves
+	CodeUnknown     Code = "disk-format-unknown"     // not one of the formats, or not the one that was named
+	CodeUnsupported Code = "disk-format-unsupported" // a known format or feature that is not read
+	CodeTruncated   Code = "disk-truncated"          // the file ends before the disk does
+	CodeBacking     Code = "disk-has-backing-file"   // the disk is only a difference to another file
+	CodeTooLarge    Code = "disk-too-large"          // larger than Options.MaxSize, or its tables are
+	CodeEncrypted   Code = "disk-encrypted"          // encrypted in the image's own format
+	CodeDamaged     Code = "disk-damaged"            // tables or compressed data that contradict themselves
 )
 
 // Error is a refusal with a stable code.
-type Error struct {
-	Code    string
-	Message string
-	Err     error // the cause, if there is one
-}
+type Error = fault.Error[Code]
 
-func (e *Error) Error() string {
-	if e.Err != nil {
-		return fmt.Sprintf("%s: %s: %v", e.Code, e.Message, e.Err)
-	}
-	return e.Code + ": " + e.Message
-}
-
-func (e *Error) Unwrap() error { return e.Err }
-
-func refuse(code, format string, args ...any) error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
-}
+func refuse(code Code, format string, args ...any) error { return fault.New(code, format, args...) }
 
 // Format is how a disk is stored in its file.
 type Format string

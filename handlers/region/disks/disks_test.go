@@ -240,7 +240,7 @@ func TestRefusals(t *testing.T) {
 	for _, c := range []struct {
 		path    string
 		options Options
-		code    string
+		code    Code
 	}{
 		{at("odd"), Options{}, CodeUnknown},
 		{at("odd"), Options{Format: Raw}, CodeTruncated},

@@ -214,7 +214,7 @@ func (q *qcow2) inflate(where location) ([]byte, error) {
 
 func unpack(from io.Reader, data []byte) error {
 	if _, err := io.ReadFull(from, data); err != nil {
-		return &Error{Code: CodeDamaged, Message: "compressed data that does not unpack", Err: err}
+		return &Error{Code: CodeDamaged, Text: "compressed data that does not unpack", Err: err}
 	}
 	return nil
 }

@@ -206,11 +206,11 @@ func (v *vmdk) inflate(at, offset int64) ([]byte, error) {
 	}
 	z, err := zlib.NewReader(bytes.NewReader(packed))
 	if err != nil {
-		return nil, &Error{Code: CodeDamaged, Message: "compressed data that does not unpack", Err: err}
+		return nil, &Error{Code: CodeDamaged, Text: "compressed data that does not unpack", Err: err}
 	}
 	data := make([]byte, v.grain)
 	if n, err := io.ReadFull(z, data); int64(n) < min(v.grain, v.size-offset) {
-		return nil, &Error{Code: CodeDamaged, Message: "compressed data that does not unpack", Err: err}
+		return nil, &Error{Code: CodeDamaged, Text: "compressed data that does not unpack", Err: err}
 	}
 	return data, nil
 }

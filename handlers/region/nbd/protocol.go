@@ -5,8 +5,9 @@
 package nbd
 
 import (
-	"errors"
 	"fmt"
+
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 )
 
 // MaxRequest is the greatest length in bytes of a read or write (proto.md, "Block size constraints"). Trimming and
@@ -157,36 +158,11 @@ const (
 	RangeInvalid     Code = "range-invalid"
 )
 
-// Error is a failure with a stable code; Err is its cause where there is one.
-type Error struct {
-	Code    Code
-	Message string
-	Err     error
-}
+// CodeOf gives the outermost of these codes in err's chain, or "" where there is none.
+func CodeOf(err error) Code { return fault.CodeOf[Code](err) }
 
-func (e *Error) Error() string {
-	if e.Err != nil {
-		return fmt.Sprintf("%s: %s: %v", e.Code, e.Message, e.Err)
-	}
-	return fmt.Sprintf("%s: %s", e.Code, e.Message)
-}
-
-// Unwrap gives the cause.
-func (e *Error) Unwrap() error { return e.Err }
-
-// CodeOf gives the outermost code in err's chain, or "" where there is none.
-func CodeOf(err error) Code {
-	var e *Error
-	if errors.As(err, &e) {
-		return e.Code
-	}
-	return ""
-}
-
-func errorf(code Code, format string, args ...any) error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
-}
+func errorf(code Code, format string, args ...any) error { return fault.New(code, format, args...) }
 
 func wrap(code Code, err error, format string, args ...any) error {
-	return &Error{Code: code, Message: fmt.Sprintf(format, args...), Err: err}
+	return fault.Wrap(code, err, format, args...)
 }
