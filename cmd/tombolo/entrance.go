@@ -71,7 +71,7 @@ func (at *entrance) current(ctx context.Context) (string, error) {
 
 // refused forgets a ticket whose time is over, and gives back err.
 func (at *entrance) refused(ticket string, err error) error {
-	if f, ok := errors.AsType[*failure](err); ok && f.Code == trust.TicketExpired {
+	if f, ok := errors.AsType[*failure](err); ok && f.Code == string(trust.TicketExpired) {
 		at.mu.Lock()
 		defer at.mu.Unlock()
 		if at.ticket == ticket {

@@ -52,7 +52,7 @@ func TestTicketsAreRenewed(t *testing.T) {
 	at := c.entranceTo("sydney")
 	at.ticket = w.over(trust.Ticket{For: trust.ToAsk})
 	target := trust.URL(to.HTTP) + "/v1/regions"
-	if _, err := at.send(ctx, http.MethodGet, target, nil, nil); codeOf(err) != trust.TicketExpired {
+	if _, err := at.send(ctx, http.MethodGet, target, nil, nil); codeOf(err) != string(trust.TicketExpired) {
 		t.Fatalf("a ticket whose time is over: %v", err)
 	}
 	if _, err := at.send(ctx, http.MethodGet, target, nil, nil); err != nil {

@@ -219,7 +219,7 @@ func (c *client) retrying(ctx context.Context, try func() error) error {
 	for n, pause := 1, 50*time.Millisecond; ; n, pause = n+1, min(2*pause, 5*time.Second) {
 		err := try()
 		f, ok := errors.AsType[*failure](err)
-		again := ok && slices.Contains([]string{"server-unreachable", "upload-cut", "upload-not-wanted", "behind", "environment-busy", trust.TicketExpired}, f.Code)
+		again := ok && slices.Contains([]string{"server-unreachable", "upload-cut", "upload-not-wanted", "behind", "environment-busy", string(trust.TicketExpired)}, f.Code)
 		if err == nil || !again || n == uploadTries {
 			return err
 		}

@@ -28,7 +28,7 @@ import (
 
 // Users knows who a bearer credential belongs to: a token at the control plane,
 // a ticket (trust.Ticket) at a region. false: nobody. An error may be a
-// *trust.TicketError.
+// *trust.Error.
 type Users interface {
 	ByBearer(ctx context.Context, credential string) (User, bool, error)
 }

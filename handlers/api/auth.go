@@ -26,8 +26,8 @@ func (s *Server) authenticate(r *http.Request) (User, *Problem) {
 			withNext("send Authorization: Bearer <token>; `tombolo up` writes one into DIR/context.json")
 	}
 	u, ok, err := s.Users.ByBearer(r.Context(), strings.TrimSpace(token))
-	if ticket, is := errors.AsType[*trust.TicketError](err); is {
-		return User{}, problem(http.StatusUnauthorized, ticket.Code, "%s", ticket.Text).withNext("%s", ticket.Next)
+	if ticket, is := errors.AsType[*trust.Error](err); is {
+		return User{}, problem(http.StatusUnauthorized, string(ticket.Code), "%s", ticket.Text).withNext("%s", ticket.Next)
 	}
 	if err != nil {
 		return User{}, s.problemOf(r.Context(), err)

@@ -68,7 +68,7 @@ type Config struct {
 	HTTP func(a *Agent) http.Handler
 	// Authorize checks the ticket of an upload to the environment, or of an export
 	// where that is empty, and gives the account of who shows it. Errors:
-	// *trust.TicketError, or why they may not.
+	// *trust.Error, or why they may not.
 	Authorize func(r *http.Request, feed *projections.Feed, environment events.EnvironmentID) (events.AccountID, error)
 
 	LinkBytesPerSecond int64 // cap for what each link brings in; 0: none

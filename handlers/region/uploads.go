@@ -133,8 +133,8 @@ func refuse(status int, code, format string, args ...any) *problem {
 
 // unauthorized is for whom Authorize does not let in.
 func unauthorized(err error) *problem {
-	if t, ok := errors.AsType[*trust.TicketError](err); ok {
-		p := refuse(http.StatusUnauthorized, t.Code, "%s", t.Text)
+	if t, ok := errors.AsType[*trust.Error](err); ok {
+		p := refuse(http.StatusUnauthorized, string(t.Code), "%s", t.Text)
 		p.Next = t.Next
 		return p
 	}

@@ -36,15 +36,12 @@ type Ticket struct {
 // TicketLife is how long a ticket for people is good.
 const TicketLife = time.Hour
 
-// TicketError says why an agent does not let somebody in by a ticket. Codes:
-// ticket-invalid, ticket-elsewhere, ticket-expired.
-type TicketError struct{ Code, Text, Next string }
-
-// Error is the text with its code.
-func (e *TicketError) Error() string { return e.Text + " (" + e.Code + ")" }
-
-// TicketExpired is the code of a ticket whose time is over; a new one helps.
-const TicketExpired = "ticket-expired"
+// Codes of an Error about a ticket.
+const (
+	TicketInvalid   Code = "ticket-invalid"
+	TicketElsewhere Code = "ticket-elsewhere" // for another region or purpose
+	TicketExpired   Code = "ticket-expired"   // a new one helps
+)
 
 // ticketForm keeps a ticket's signature from being taken for that of anything else.
 const ticketForm = "tombolo-ticket-1\n"
@@ -63,7 +60,7 @@ func (t Ticket) Issue(key ed25519.PrivateKey) (string, error) {
 
 // ReadTicket checks, with the control plane's public key, a ticket that was
 // shown in this region for this purpose; environment is that of an upload.
-// Errors: *TicketError.
+// Errors: *Error.
 func ReadTicket(shown string, key ed25519.PublicKey, here events.RegionID, purpose Purpose, environment events.EnvironmentID, now time.Time) (Ticket, error) {
 	ask := fmt.Sprintf("ask the control plane: POST /v1/regions/%s/ticket", here)
 	if purpose == ToUpload {
@@ -73,19 +70,19 @@ func ReadTicket(shown string, key ed25519.PublicKey, here events.RegionID, purpo
 	body, err := base64.RawURLEncoding.DecodeString(encoded)
 	signature, serr := base64.RawURLEncoding.DecodeString(sealed)
 	if err != nil || serr != nil || len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, append([]byte(ticketForm), body...), signature) {
-		return Ticket{}, &TicketError{"ticket-invalid", "a region takes the control plane's tickets, and this is none; a token is shown to the control plane alone", ask}
+		return Ticket{}, &Error{Code: TicketInvalid, Text: "a region takes the control plane's tickets, and this is none; a token is shown to the control plane alone", Next: ask}
 	}
 	var t Ticket
 	if err := json.Unmarshal(body, &t); err != nil {
-		return Ticket{}, &TicketError{"ticket-invalid", fmt.Sprintf("the ticket cannot be read: %v", err), ask}
+		return Ticket{}, &Error{Code: TicketInvalid, Text: fmt.Sprintf("the ticket cannot be read: %v", err), Next: ask}
 	}
 	switch {
 	case t.Region != here:
-		return Ticket{}, &TicketError{"ticket-elsewhere", fmt.Sprintf("the ticket is for region %s, this is %s", t.Region, here), ask}
+		return Ticket{}, &Error{Code: TicketElsewhere, Text: fmt.Sprintf("the ticket is for region %s, this is %s", t.Region, here), Next: ask}
 	case t.For != purpose || t.Environment != environment:
-		return Ticket{}, &TicketError{"ticket-elsewhere", strings.TrimSpace(fmt.Sprintf("the ticket is to %s %s, and not to %s %s", t.For, t.Environment, purpose, environment)), ask}
+		return Ticket{}, &Error{Code: TicketElsewhere, Text: strings.TrimSpace(fmt.Sprintf("the ticket is to %s %s, and not to %s %s", t.For, t.Environment, purpose, environment)), Next: ask}
 	case !now.Before(t.Until):
-		return Ticket{}, &TicketError{TicketExpired, fmt.Sprintf("the ticket was good until %s, and here it is %s", t.Until.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)), ask}
+		return Ticket{}, &Error{Code: TicketExpired, Text: fmt.Sprintf("the ticket was good until %s, and here it is %s", t.Until.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)), Next: ask}
 	}
 	return t, nil
 }

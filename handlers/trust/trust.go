@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks/transfer"
 )
 
@@ -132,27 +133,33 @@ func (a *Authority) kept(path string, fits func(*x509.Certificate) bool, templat
 	return tls.LoadX509KeyPair(certPath, keyPath)
 }
 
-// CertificateError is why a certificate does not prove what it should. Codes:
-// certificate-expired, certificate-untrusted, certificate-elsewhere.
-type CertificateError struct{ Code, Text string }
+// Error is why a certificate or a ticket does not prove what it should.
+type Error = fault.Error[Code]
 
-// Error is the text with its code.
-func (e *CertificateError) Error() string { return e.Text + " (" + e.Code + ")" }
+// Code of an Error.
+type Code string
+
+// Codes of an Error about a certificate.
+const (
+	CertificateElsewhere Code = "certificate-elsewhere"
+	CertificateExpired   Code = "certificate-expired"
+	CertificateUntrusted Code = "certificate-untrusted"
+)
 
 // CheckRegion says whether others will believe a region's certificate at this
 // time: signed by the authority, for this region, neither over nor still to
-// begin. Errors: *CertificateError.
+// begin. Errors: *Error.
 func CheckRegion(pair tls.Certificate, authority *x509.CertPool, region events.RegionID, now time.Time) error {
 	c := pair.Leaf
 	if !names(c, region) {
-		return &CertificateError{"certificate-elsewhere", fmt.Sprintf("the certificate is %s's, and does not name region %s", c.Subject.CommonName, region)}
+		return fault.New(CertificateElsewhere, "the certificate is %s's, and does not name region %s", c.Subject.CommonName, region)
 	}
 	if now.Before(c.NotBefore) || now.After(c.NotAfter) {
-		return &CertificateError{"certificate-expired", fmt.Sprintf("the certificate of %s is good from %s to %s, and here it is %s", region,
-			c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))}
+		return fault.New(CertificateExpired, "the certificate of %s is good from %s to %s, and here it is %s", region,
+			c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	if _, err := c.Verify(x509.VerifyOptions{Roots: authority, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
-		return &CertificateError{"certificate-untrusted", fmt.Sprintf("the certificate of %s is not the installation's authority's: %v", region, err)}
+		return fault.Wrap(CertificateUntrusted, err, "the certificate of %s is not the installation's authority's", region)
 	}
 	return nil
 }

@@ -5,13 +5,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"encoding/pem"
-	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/fault"
 )
 
 func authorityIn(t *testing.T, dir string) *Authority {
@@ -102,7 +102,7 @@ func TestCheckRegion(t *testing.T) {
 		authority *Authority
 		region    events.RegionID
 		at        time.Time
-		code      string
+		code      Code
 	}{
 		{"good", a, "sydney", now, ""},
 		{"another authority", other, "sydney", now, "certificate-untrusted"},
@@ -111,8 +111,7 @@ func TestCheckRegion(t *testing.T) {
 		{"a clock that is behind", a, "sydney", now.Add(-2 * time.Hour), "certificate-expired"},
 	} {
 		err := CheckRegion(pair, c.authority.Pool(), c.region, c.at)
-		var bad *CertificateError
-		if c.code == "" && err != nil || c.code != "" && (!errors.As(err, &bad) || bad.Code != c.code) {
+		if c.code == "" && err != nil || c.code != "" && fault.CodeOf[Code](err) != c.code {
 			t.Errorf("%s: %v, want %q", c.name, err, c.code)
 		}
 	}

@@ -128,11 +128,11 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 		return nil, err
 	}
 	if err := trust.CheckRegion(certificate, authority, c.Enrolment.Region, time.Now()); err != nil {
-		var bad *trust.CertificateError
-		if !errors.As(err, &bad) {
+		bad, ok := errors.AsType[*trust.Error](err)
+		if !ok {
 			return nil, err
 		}
-		return nil, &Error{bad.Code, bad.Text, enrolAgain(c.Enrolment.Region) + "; if it is good, look at this host's clock"}
+		return nil, &Error{Code: string(bad.Code), Text: bad.Text, Next: enrolAgain(c.Enrolment.Region) + "; if it is good, look at this host's clock"}
 	}
 	if strings.HasPrefix(c.Enrolment.NATS, "tls://") {
 		options = append(options, nats.Secure(trust.ToControl(authority)))

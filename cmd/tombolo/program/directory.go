@@ -129,17 +129,6 @@ func (d *directory) ByActor(_ context.Context, actor events.Actor) (commands.Ide
 	})
 }
 
-// ByRegion finds the region's agent.
-func (d *directory) ByRegion(_ context.Context, region events.RegionID) (commands.Identity, error) {
-	return d.identity("region "+string(region), func(v *projections.View) (projections.UserRow, bool, error) {
-		agents, err := projections.Accounts{}.Agents(v, region)
-		if err != nil || len(agents) == 0 {
-			return projections.UserRow{}, false, err
-		}
-		return agents[0], true, nil
-	})
-}
-
 // ByBearer finds whose a bearer token is. Only its digest is looked up, and kept.
 func (d *directory) ByBearer(_ context.Context, token string) (api.User, bool, error) {
 	digest := events.DigestOf([]byte(token))

@@ -520,7 +520,7 @@ func explained(err error) error {
 		return &Error{Code: string(projections.CodeSetBack), Text: err.Error(), Next: setBack}
 	}
 	if errors.Is(err, journal.ErrSetBack) {
-		return &Error{string(projections.CodeSetBack), err.Error(), setBack}
+		return &Error{Code: string(projections.CodeSetBack), Text: err.Error(), Next: setBack}
 	}
 	if gap := (*journal.GapError)(nil); errors.As(err, &gap) {
 		if gap.Found == 0 { // a reader is ahead of it
