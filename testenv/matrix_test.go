@@ -94,6 +94,8 @@ func TestFailureMatrix(t *testing.T) {
 	m.must("POST", "/v1/environments/"+env+"/power", map[string]string{"power": "suspended"})
 	m.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": true})
 	m.must("POST", "/v1/templates/"+number+"/protect", map[string]bool{"protected": false})
+	m.must("POST", "/v1/templates/"+number+"/keep", map[string]int{"keep": 1})
+	m.must("POST", "/v1/templates/"+number+"/keep", map[string]int{"keep": 0})
 	m.regions(number, "remove", "sydney")
 	m.rest()
 	w.Verified(number, 2, "beijing")
