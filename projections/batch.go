@@ -16,6 +16,8 @@ type txn struct {
 	rows    *rowCache
 	stored  func() error  // waits until the runs before this one are in Pebble
 	room    []byte        // where the next row is encoded
+	key     []byte        // where its key is made
+	was, is entries       // where indexes find a row before and after its change
 	undo    []undo        // what the event changed, in order
 	lent    []*cachedRow  // whose values lie in the run
 	begun   int           // entries of the run before the event
