@@ -89,7 +89,7 @@ func (f *folder) fold(r events.Record) error {
 	f.t.next()
 	f.count++
 	if len(f.last) == 2*tailEvents {
-		f.last = append(make([]events.Record, 0, 2*tailEvents), f.last[tailEvents:]...)
+		f.last = append(f.last[:0], f.last[tailEvents:]...)
 	}
 	f.last = append(f.last, r)
 	if f.t.run.size() >= f.limit || f.count >= maxBatchEvents {
@@ -215,13 +215,17 @@ func (f *folder) retarget(targets []foldTarget) {
 }
 
 // abandon throws away what is not committed, and returns when the rest is stored.
-func (f *folder) abandon() error {
+// Where the context has ended, tables that were not merged are left so: closing
+// the store would wait for it.
+func (f *folder) abandon(ctx context.Context) error {
 	var err error
 	if f.t != nil {
 		err = f.t.discard()
 	}
 	err = errors.Join(err, f.join())
-	f.caughtUp()
+	if ctx.Err() == nil {
+		f.caughtUp()
+	}
 	f.t, f.count, f.last, f.rows = nil, 0, nil, nil
 	return err
 }
