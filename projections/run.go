@@ -178,15 +178,16 @@ func (r *run) writeTo(w writer) error {
 		if !x.same {
 			written = 0
 		}
+		key = append(key[:0], r.keyOf(&r.entries[x.entry])...)
+		key[0] = areaHistory
+		own := len(key)
 		for n := x.entry + 1; n > 0; n = r.entries[n-1].before {
 			e := &r.entries[n-1]
 			if e.seq == written { // the same event changed the row again, or it has no history
 				continue
 			}
 			written = e.seq
-			key = append(key[:0], r.keyOf(e)...)
-			key[0] = areaHistory
-			key = appendSequence(key, e.seq)
+			key = appendSequence(key[:own], e.seq)
 			if err := w.set(key, r.valueOf(e)); err != nil {
 				return err
 			}
