@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 )
 
 // Upcast turns the JSON of one schema of an event into that of the next.
@@ -19,7 +20,7 @@ type Definition struct {
 	Schema  int      // what is written today, from 1
 	Upcasts []Upcast // Upcasts[i] lifts schema i+1 to i+2; always Schema-1 of them
 	Zero    Event    // a zero value, for schemas and listings
-	decode  func([]byte) (Event, error)
+	decode  func(*json.Decoder) (Event, error)
 }
 
 // ErrUnknownEvent says that a stored event is of a type or schema that this
@@ -34,17 +35,10 @@ func define[E Event](kind Kind, upcasts ...Upcast) Definition {
 	var zero E
 	return Definition{
 		Type: zero.EventType(), Kind: kind, Schema: len(upcasts) + 1, Upcasts: upcasts, Zero: zero,
-		decode: func(b []byte) (Event, error) {
+		decode: func(d *json.Decoder) (Event, error) {
 			var e E
-			d := json.NewDecoder(bytes.NewReader(b))
-			d.DisallowUnknownFields()
-			if err := d.Decode(&e); err != nil {
-				return nil, err
-			}
-			if _, err := d.Token(); err != io.EOF {
-				return nil, errors.New("data after the event")
-			}
-			return e, nil
+			err := d.Decode(&e)
+			return e, err
 		},
 	}
 }
@@ -52,8 +46,9 @@ func define[E Event](kind Kind, upcasts ...Upcast) Definition {
 // Registry maps wire names to definitions. It is a value: New makes the one
 // that holds everything in this package.
 type Registry struct {
-	byType map[Type]Definition
-	order  []Type
+	byType   map[Type]Definition
+	order    []Type
+	decoders sync.Pool // of *decoder: a new one costs more than most events
 }
 
 // NewRegistry gives the registry of all events that Tombolo records.
@@ -111,9 +106,41 @@ func (r *Registry) Decode(t Type, schema int, payload []byte) (Event, error) {
 		}
 		payload = next
 	}
-	e, err := d.decode(payload)
-	if err != nil {
+	from, _ := r.decoders.Get().(*decoder)
+	if from == nil {
+		from = newDecoder()
+	}
+	e, err := from.decode(d, payload)
+	if err != nil { // then from has rests of the payload, and is not used again
 		return nil, fmt.Errorf("decode %s, schema %d: %w", t, schema, err)
 	}
+	r.decoders.Put(from)
+	return e, nil
+}
+
+// decoder decodes one payload after the other.
+type decoder struct {
+	payload bytes.Reader
+	json    *json.Decoder // of payload
+}
+
+func newDecoder() *decoder {
+	d := &decoder{}
+	d.json = json.NewDecoder(&d.payload)
+	d.json.DisallowUnknownFields()
+	return d
+}
+
+// decode reads an event that is all of the payload.
+func (d *decoder) decode(of Definition, payload []byte) (Event, error) {
+	d.payload.Reset(payload)
+	e, err := of.decode(d.json)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.json.Token(); err != io.EOF {
+		return nil, errors.New("data after the event")
+	}
+	d.payload.Reset(nil) // keeps no payload alive
 	return e, nil
 }

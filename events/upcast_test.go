@@ -89,3 +89,18 @@ func TestDecodeRefuses(t *testing.T) {
 		t.Errorf("encoding a large event: %v", err)
 	}
 }
+
+// A payload that cannot be read, wherever it breaks, has no part in the next.
+func TestDecodeAfterErrors(t *testing.T) {
+	r := movedRegistry()
+	const good = `{"country":"Australia","city":"Sydney","reason":"r"}`
+	for _, bad := range []string{"", "{", `{"country":"Peru"`, good + "{", good + good, good + " 1", `{"country":"Peru","city":"Lima","reason":"r","more":1}`, `{"city":1}`, "null x"} {
+		if e, err := r.Decode("thing.moved", 3, []byte(bad)); err == nil {
+			t.Errorf("%q was read as %+v", bad, e)
+		}
+		got, err := r.Decode("thing.moved", 3, []byte(" "+good+"\n"))
+		if want := (moved{"Australia", "Sydney", "r"}); err != nil || got != want {
+			t.Errorf("after %q: %+v, %v", bad, got, err)
+		}
+	}
+}

@@ -40,9 +40,9 @@ type UserRow struct {
 
 var (
 	accounts   = NewTable("accounts", "account", func(a AccountRow) Key { return Key{string(a.Account)} })
-	userNKeys  = NewIndex("nkey", func(u UserRow) []Key { return unlessEmpty(u.NKey) })
-	userTokens = NewIndex("token", func(u UserRow) []Key { return unlessEmpty(string(u.Token)) })
-	userRegion = NewIndex("region", func(u UserRow) []Key { return unlessEmpty(string(u.Region)) })
+	userNKeys  = index("nkey", func(u *UserRow, in *entries) { in.addUnlessEmpty(u.NKey) })
+	userTokens = index("token", func(u *UserRow, in *entries) { in.addUnlessEmpty(string(u.Token)) })
+	userRegion = index("region", func(u *UserRow, in *entries) { in.addUnlessEmpty(string(u.Region)) })
 	users      = NewTable("accounts", "user", func(u UserRow) Key { return Key{string(u.Account), string(u.User)} },
 		userNKeys, userTokens, userRegion)
 )

@@ -16,6 +16,8 @@ type txn struct {
 	rows    *rowCache
 	stored  func() error  // waits until the runs before this one are in Pebble
 	room    []byte        // where the next row is encoded
+	key     []byte        // where its key is made
+	was, is entries       // where indexes find a row before and after its change
 	undo    []undo        // what the event changed, in order
 	lent    []*cachedRow  // whose values lie in the run
 	begun   int           // entries of the run before the event
@@ -52,19 +54,20 @@ func (t *txn) row(key []byte) (*cachedRow, error) {
 // put stores a value, or a deletion if it is nil. row is what row gave for the
 // key; nil if only scans read it.
 func (t *txn) put(id tableID, space uint32, seq uint64, key, value []byte, row *cachedRow) {
-	value = t.run.add(id, space, seq, key, value)
 	if row == nil {
+		t.run.add(id, space, seq, key, value, 0)
 		return
 	}
+	value = t.run.add(id, space, seq, key, value, row.entry)
 	if row.value == nil && t.rows.known != nil {
 		t.rows.known.add(key)
 	}
 	t.undo = append(t.undo, undo{row, *row})
 	t.rows.bytes += len(value) - len(row.value)
-	if !row.lent {
+	if row.entry == 0 {
 		t.lent = append(t.lent, row)
 	}
-	*row = cachedRow{value, true}
+	*row = cachedRow{value, uint32(len(t.run.entries))}
 }
 
 // settle gives the rows that the txn changed values of their own, so that the

@@ -112,7 +112,7 @@ func (f *Feed) settle(ctx context.Context, running *sync.WaitGroup, main *folder
 	}
 	f.mu.Unlock()
 	for _, b := range ready {
-		if err := f.finish(b); err != nil {
+		if err := f.finish(ctx, b); err != nil {
 			return err
 		}
 	}
@@ -158,7 +158,7 @@ func (f *Feed) run(ctx context.Context, b *build, from Follower) {
 		return fold.fold(r)
 	}
 	err := pump(ctx, from, fold, step, nil)
-	err = errors.Join(err, fold.abandon())
+	err = errors.Join(err, fold.abandon(ctx))
 	f.mu.Lock()
 	b.running = false
 	if !errors.Is(err, errNear) && ctx.Err() == nil {
@@ -172,7 +172,7 @@ func (f *Feed) run(ctx context.Context, b *build, from Follower) {
 // finish brings a build up to the feed's position and puts its rows in the
 // place of the old ones. The feed stands still meanwhile. An error in folding is
 // the build's, one in switching is returned.
-func (f *Feed) finish(b *build) error {
+func (f *Feed) finish(ctx context.Context, b *build) error {
 	f.mu.RLock()
 	tail := f.tail
 	f.mu.RUnlock()
@@ -191,14 +191,14 @@ func (f *Feed) finish(b *build) error {
 				}
 			}
 		}
-		return errors.Join(fold.flush(), fold.abandon())
+		return errors.Join(fold.flush(), fold.abandon(ctx))
 	}()
 	if err != nil {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		b.failed = err
 		f.tell()
-		return fold.abandon()
+		return fold.abandon(ctx)
 	}
 
 	name, s := b.projection.Name(), b.record

@@ -222,44 +222,42 @@ type copyRow struct {
 }
 
 var (
-	templateNumbers = NewIndex("number", func(t TemplateRow) []Key { return []Key{{string(t.Number)}} })
-	templateNames   = NewIndex("name", func(t TemplateRow) []Key {
-		if !t.live() {
-			return nil
-		}
-		return []Key{{string(t.Account), t.Name}}
-	})
-	templateSpellings = NewIndex("spelling", func(t TemplateRow) []Key {
-		return []Key{{string(t.Account), foldSpelling(t.Name)}, {string(t.Account), foldSpelling(t.Display)}}
-	})
-	templateRegions = NewIndex("region", func(t TemplateRow) (keys []Key) {
+	templateNumbers = index("number", func(t *TemplateRow, in *entries) { in.add(string(t.Number)) })
+	templateNames   = index("name", func(t *TemplateRow, in *entries) {
 		if t.live() {
-			for _, region := range t.Regions {
-				keys = append(keys, Key{string(t.Account), string(region)})
-			}
+			in.add(string(t.Account), t.Name)
 		}
-		return keys
+	})
+	templateSpellings = index("spelling", func(t *TemplateRow, in *entries) {
+		in.add(string(t.Account), foldSpelling(t.Name))
+		in.add(string(t.Account), foldSpelling(t.Display))
+	})
+	templateRegions = index("region", func(t *TemplateRow, in *entries) {
+		if !t.live() {
+			return
+		}
+		for _, region := range t.Regions {
+			in.add(string(t.Account), string(region))
+		}
 	})
 	templates = NewTable("catalogue", "template", func(t TemplateRow) Key { return Key{string(t.Account), string(t.Number)} },
 		templateNumbers, templateNames, templateSpellings, templateRegions)
 
-	versionManifests = NewIndex("manifest", func(v VersionRow) []Key {
-		if v.Manifest == "" {
-			return nil
+	versionManifests = index("manifest", func(v *VersionRow, in *entries) {
+		if v.Manifest != "" {
+			in.add(string(v.Account), string(v.Manifest))
 		}
-		return []Key{{string(v.Account), string(v.Manifest)}}
 	})
 	versions = NewTable("catalogue", "version", func(v VersionRow) Key { return versionKey(string(v.Template), v.Version) },
 		versionManifests)
 
-	instancesRegion = NewIndex("region", func(i InstanceRow) []Key {
-		if i.Condition == ConditionRemoved {
-			return nil
+	instancesRegion = index("region", func(i *InstanceRow, in *entries) {
+		if i.Condition != ConditionRemoved {
+			in.add(string(i.Region), string(i.Account))
 		}
-		return []Key{{string(i.Region), string(i.Account)}}
 	})
-	instancesSlot = NewIndex("slot", func(i InstanceRow) []Key {
-		return []Key{{string(i.Account), string(i.Region), i.slot()}}
+	instancesSlot = index("slot", func(i *InstanceRow, in *entries) {
+		in.add(string(i.Account), string(i.Region), i.slot())
 	})
 	instances = NewTable("catalogue", "placed-instance", func(i InstanceRow) Key {
 		return placeRow{i.ID, i.Account, i.Template, i.Region, i.Version}.key()

@@ -239,6 +239,9 @@ func mapShape(t reflect.Type) shape {
 	if t.Key().Kind() != reflect.String {
 		panic(fmt.Sprintf("a row cannot hold a %s: only strings can be keys", t))
 	}
+	if t == reflect.TypeFor[map[string]string]() {
+		return textMapShape()
+	}
 	keys, values := shapeOf(t.Key()), elementOf(t)
 	return shape{long: true, zero: func(v reflect.Value) bool { return v.IsNil() },
 		encode: func(dst []byte, v reflect.Value) []byte {
@@ -267,6 +270,44 @@ func mapShape(t reflect.Type) shape {
 			return nil
 		},
 	}
+}
+
+// textMapShape is mapShape of map[string]string, which needs no reflection.
+func textMapShape() shape {
+	of := func(v reflect.Value) *map[string]string { return v.Addr().Interface().(*map[string]string) }
+	return shape{long: true, zero: func(v reflect.Value) bool { return v.IsNil() },
+		encode: func(dst []byte, v reflect.Value) []byte {
+			m := *of(v)
+			var room [8]string
+			sorted := room[:0]
+			for k := range m {
+				sorted = append(sorted, k)
+			}
+			slices.Sort(sorted)
+			for _, k := range sorted {
+				dst = appendText(appendText(dst, k), m[k])
+			}
+			return dst
+		},
+		decode: func(src string, v reflect.Value) error {
+			m := map[string]string{}
+			for src != "" {
+				k, rest, err := cut(src, true)
+				if err != nil {
+					return err
+				}
+				if m[k], src, err = cut(rest, true); err != nil {
+					return err
+				}
+			}
+			*of(v) = m
+			return nil
+		},
+	}
+}
+
+func appendText(dst []byte, s string) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
 // timeShape keeps the instant and the offset, as JSON does.

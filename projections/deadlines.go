@@ -47,11 +47,10 @@ func deadlineKey(kind DeadlineKind, account events.AccountID, region events.Regi
 }
 
 var (
-	deadlinesDue = NewIndex("due", func(d DeadlineRow) []Key {
-		if d.Until.IsZero() {
-			return nil
+	deadlinesDue = index("due", func(d *DeadlineRow, in *entries) {
+		if !d.Until.IsZero() {
+			in.add(string(d.Kind), instant(d.Until))
 		}
-		return []Key{{string(d.Kind), instant(d.Until)}}
 	})
 	deadlines = NewTable("deadlines", "deadline", DeadlineRow.key, deadlinesDue)
 )

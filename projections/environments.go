@@ -60,28 +60,26 @@ type EnvironmentMapRow struct {
 	Map         []events.Substitution `json:"map"`
 }
 
-func (e EnvironmentRow) unlessDeleted(k Key) []Key {
-	if e.State == EnvironmentDeleted {
-		return nil
-	}
-	return []Key{k}
-}
-
 var (
-	environmentPlaces = NewIndex("place", func(e EnvironmentRow) []Key {
-		return e.unlessDeleted(Key{string(e.Account), string(e.Region), e.Name})
-	})
-	environmentNames = NewIndex("name", func(e EnvironmentRow) []Key {
-		return e.unlessDeleted(Key{string(e.Account), e.Name, string(e.Region)})
-	})
-	environmentRegions = NewIndex("region", func(e EnvironmentRow) []Key {
-		return e.unlessDeleted(Key{string(e.Region), string(e.Account)})
-	})
-	environmentOrigins = NewIndex("origin", func(e EnvironmentRow) []Key {
-		if e.Origin == nil {
-			return nil
+	environmentPlaces = index("place", func(e *EnvironmentRow, in *entries) {
+		if e.State != EnvironmentDeleted {
+			in.add(string(e.Account), string(e.Region), e.Name)
 		}
-		return e.unlessDeleted(Key{string(e.Origin.Template)})
+	})
+	environmentNames = index("name", func(e *EnvironmentRow, in *entries) {
+		if e.State != EnvironmentDeleted {
+			in.add(string(e.Account), e.Name, string(e.Region))
+		}
+	})
+	environmentRegions = index("region", func(e *EnvironmentRow, in *entries) {
+		if e.State != EnvironmentDeleted {
+			in.add(string(e.Region), string(e.Account))
+		}
+	})
+	environmentOrigins = index("origin", func(e *EnvironmentRow, in *entries) {
+		if e.Origin != nil && e.State != EnvironmentDeleted {
+			in.add(string(e.Origin.Template))
+		}
 	})
 	environments = NewTable("environments", "environment", func(e EnvironmentRow) Key { return Key{string(e.ID)} },
 		environmentPlaces, environmentNames, environmentRegions, environmentOrigins)

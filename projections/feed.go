@@ -181,6 +181,7 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 	for _, b := range f.builds {
 		b.failed = nil
 	}
+	f.store.pacer.hold(false) // what the last Run held back when its context ended
 	main := &folder{store: f.store, limit: f.store.options.BatchBytes, at: f.position, targets: f.live(), mark: markFeed}
 	last := folded{f.position, f.digest}
 	f.mu.Unlock()
@@ -204,7 +205,7 @@ func (f *Feed) Run(ctx context.Context, from Follower) error {
 	if err == nil {
 		err = pump(ctx, from, main, main.fold, f.wake)
 	}
-	err = errors.Join(err, main.abandon())
+	err = errors.Join(err, main.abandon(ctx))
 	cancel()
 	builders.Wait()
 

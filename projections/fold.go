@@ -54,7 +54,7 @@ type folder struct {
 	t       *txn
 	w       Batch // over t; here so that it is not made anew for each event
 	rows    *rowCache
-	spare   *run            // to be filled next
+	spare   []*run          // to be filled next: two at most, as one is written while another is filled
 	behind  bool            // there were large runs
 	strange bool            // others have written to the targets
 	count   int             // events that t holds
@@ -89,7 +89,7 @@ func (f *folder) fold(r events.Record) error {
 	f.t.next()
 	f.count++
 	if len(f.last) == 2*tailEvents {
-		f.last = append(make([]events.Record, 0, 2*tailEvents), f.last[tailEvents:]...)
+		f.last = append(f.last[:0], f.last[tailEvents:]...)
 	}
 	f.last = append(f.last, r)
 	if f.t.run.size() >= f.limit || f.count >= maxBatchEvents {
@@ -110,15 +110,7 @@ func (f *folder) apply(r events.Record) (string, error) {
 		}
 	}
 	if f.t == nil {
-		if f.spare == nil {
-			size := 0
-			if f.behind {
-				size = f.limit // so that it need not grow
-			}
-			f.spare = newRun(size)
-		}
-		f.t = newTxn(f.store, f.spare, f.rows, f.wait)
-		f.spare = nil
+		f.t = newTxn(f.store, f.newRun(), f.rows, f.wait)
 	}
 	for i := range f.targets {
 		g := &f.targets[i]
@@ -128,6 +120,20 @@ func (f *folder) apply(r events.Record) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// newRun gives an empty run.
+func (f *folder) newRun() *run {
+	if n := len(f.spare); n > 0 {
+		r := f.spare[n-1]
+		f.spare = f.spare[:n-1]
+		return r
+	}
+	size := 0
+	if f.behind {
+		size = f.limit // so that it need not grow
+	}
+	return newRun(size)
 }
 
 // commit writes rows and position together. A large run may still be on its way
@@ -197,7 +203,7 @@ func (f *folder) join() error {
 		return err
 	}
 	if w.run.reset(); f.behind {
-		f.spare = w.run
+		f.spare = append(f.spare, w.run)
 	}
 	return f.moved(w.position, w.last)
 }
@@ -215,13 +221,17 @@ func (f *folder) retarget(targets []foldTarget) {
 }
 
 // abandon throws away what is not committed, and returns when the rest is stored.
-func (f *folder) abandon() error {
+// Where the context has ended, tables that were not merged are left so: closing
+// the store would wait for it.
+func (f *folder) abandon(ctx context.Context) error {
 	var err error
 	if f.t != nil {
 		err = f.t.discard()
 	}
 	err = errors.Join(err, f.join())
-	f.caughtUp()
+	if ctx.Err() == nil {
+		f.caughtUp()
+	}
 	f.t, f.count, f.last, f.rows = nil, 0, nil, nil
 	return err
 }

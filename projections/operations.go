@@ -140,14 +140,13 @@ type currentRow struct {
 func newestFirst(seq uint64) string { return Number(math.MaxUint64 - seq) }
 
 var (
-	operationAccounts = NewIndex("account", func(o OperationRow) []Key {
-		return []Key{{string(o.Account), newestFirst(o.Sequence)}}
+	operationAccounts = index("account", func(o *OperationRow, in *entries) {
+		in.add(string(o.Account), newestFirst(o.Sequence))
 	})
-	operationTemplates = NewIndex("template", func(o OperationRow) []Key {
-		if o.Template == "" {
-			return nil
+	operationTemplates = index("template", func(o *OperationRow, in *entries) {
+		if o.Template != "" {
+			in.add(string(o.Template), newestFirst(o.Sequence))
 		}
-		return []Key{{string(o.Template), newestFirst(o.Sequence)}}
 	})
 	operations = NewTable("operations", "operation", func(o OperationRow) Key { return Key{string(o.ID)} },
 		operationAccounts, operationTemplates)

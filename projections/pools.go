@@ -87,12 +87,12 @@ var (
 	poolRanges = NewTable("pools", "range", func(a RangeRow) Key {
 		return Key{string(a.Region), string(a.Type), Number(uint64(a.N))}
 	})
-	leaseValues = NewIndex("value", func(l LeaseRow) []Key {
-		return []Key{{string(l.Region), string(l.Type), placeOf(l.Value)}}
+	leaseValues = index("value", func(l *LeaseRow, in *entries) {
+		in.add(string(l.Region), string(l.Type), placeOf(l.Value))
 	})
-	leaseInstances    = NewIndex("instance", func(l LeaseRow) []Key { return unlessEmpty(string(l.Instance)) })
-	leaseEnvironments = NewIndex("environment", func(l LeaseRow) []Key { return unlessEmpty(string(l.Environment)) })
-	leaseAccounts     = NewIndex("account", func(l LeaseRow) []Key { return unlessEmpty(string(l.Account)) })
+	leaseInstances    = index("instance", func(l *LeaseRow, in *entries) { in.addUnlessEmpty(string(l.Instance)) })
+	leaseEnvironments = index("environment", func(l *LeaseRow, in *entries) { in.addUnlessEmpty(string(l.Environment)) })
+	leaseAccounts     = index("account", func(l *LeaseRow, in *entries) { in.addUnlessEmpty(string(l.Account)) })
 	leases            = NewTable("pools", "lease", func(l LeaseRow) Key { return Key{string(l.ID)} },
 		leaseValues, leaseInstances, leaseEnvironments, leaseAccounts)
 	poolHolders = NewTable("pools", "holder", func(h holderRow) Key { return holderKey(h.Region, h.Type, h.Instance) })
@@ -100,13 +100,6 @@ var (
 
 func holderKey(region events.RegionID, t events.PoolID, i events.InstanceID) Key {
 	return Key{string(region), string(t), string(i)}
-}
-
-func unlessEmpty(part string) []Key {
-	if part == "" {
-		return nil
-	}
-	return []Key{{part}}
 }
 
 // placeOf orders addresses by number, and before them all else by its text.

@@ -44,17 +44,17 @@ type RegionRow struct {
 }
 
 var (
-	regionSpellings = NewIndex("spelling", func(r RegionRow) []Key {
-		keys := []Key{{foldSpelling(string(r.Region))}, {foldSpelling(r.Profile.Name)}}
+	regionSpellings = index("spelling", func(r *RegionRow, in *entries) {
+		in.add(foldSpelling(string(r.Region)))
+		in.add(foldSpelling(r.Profile.Name))
 		for _, a := range r.Profile.Aliases {
-			keys = append(keys, Key{foldSpelling(a)})
+			in.add(foldSpelling(a))
 		}
-		return keys
 	})
-	regionPlaces = NewIndex("place", func(r RegionRow) []Key {
-		return []Key{{r.Profile.Continent, r.Profile.Country}}
+	regionPlaces = index("place", func(r *RegionRow, in *entries) {
+		in.add(r.Profile.Continent, r.Profile.Country)
 	})
-	regionStates = NewIndex("state", func(r RegionRow) []Key { return []Key{{string(r.State)}} })
+	regionStates = index("state", func(r *RegionRow, in *entries) { in.add(string(r.State)) })
 
 	regions = NewTable("regions", "region", func(r RegionRow) Key { return Key{string(r.Region)} },
 		regionSpellings, regionPlaces, regionStates)

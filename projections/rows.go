@@ -14,7 +14,7 @@ type rowCache struct {
 // cachedRow is a current row.
 type cachedRow struct {
 	value []byte // nil: there is none
-	lent  bool   // value lies in the run that is being filled
+	entry uint32 // that has the value in the run that is being filled, counted from 1; 0: it is not in the run
 }
 
 // cachedRowBytes is about what a cached row takes beside key and value.

@@ -21,6 +21,7 @@ import (
 type run struct {
 	arena    []byte // keys and values
 	entries  []entry
+	sorted   []ending // once sorted
 	tables   map[runTable]uint16
 	heads    [][]byte // of the tables, by number: space and name, as keys have them
 	mark     []byte   // key of the record that holds the position
@@ -29,14 +30,23 @@ type run struct {
 
 // entry is one row as one event left it.
 type entry struct {
-	order   uint64 // of its key's bytes after the table's name, so that few keys are compared
-	seq     uint64 // of the event; 0: it has no history
-	at      uint32 // of its key in the arena; the value follows
-	key     uint32 // length
-	value   uint32 // length, with the byte that history has before it: 1, or 0 for a deletion
-	table   uint16
-	current bool // once sorted: the run holds no later one of its key
-	void    bool // once sorted: the same event changed the row again
+	order  uint64 // of its key's bytes after the table's name, so that few keys are compared
+	seq    uint64 // of the event; 0: it has no history
+	at     uint32 // of its key in the arena; the value follows
+	key    uint32 // length
+	value  uint32 // length, with the byte that history has before it: 1, or 0 for a deletion
+	before uint32 // which entry has the key's value before, counted from 1; 0: none, or it is not known
+	table  uint16
+	passed bool // once sorted: a later entry names this one
+}
+
+// ending is an entry that none later names. Only these are sorted: most
+// entries of a feed that is behind are of the same few rows.
+type ending struct {
+	order uint64
+	entry uint32
+	rank  uint16 // of the table
+	same  bool   // the ending before has this key too
 }
 
 type runTable struct {
@@ -45,7 +55,7 @@ type runTable struct {
 }
 
 // entryBytes is about what an entry takes beside its key and value.
-const entryBytes = 40
+const entryBytes = 48
 
 func newRun(bytes int) *run {
 	return &run{arena: make([]byte, 0, bytes), tables: map[runTable]uint16{}}
@@ -54,14 +64,15 @@ func newRun(bytes int) *run {
 // reset empties the run for the next commit.
 func (r *run) reset() {
 	clear(r.tables)
-	*r = run{arena: r.arena[:0], entries: r.entries[:0], tables: r.tables, heads: r.heads[:0]}
+	*r = run{arena: r.arena[:0], entries: r.entries[:0], sorted: r.sorted[:0], tables: r.tables, heads: r.heads[:0]}
 }
 
 // size is about how many bytes the run takes.
 func (r *run) size() int { return len(r.arena) + len(r.entries)*entryBytes }
 
-// add appends a row, or its deletion if value is nil, and gives it as it lies in the run. key has its head.
-func (r *run) add(t tableID, space uint32, seq uint64, key, value []byte) []byte {
+// add appends a row, or its deletion if value is nil, and gives it as it lies in the run. key has its head;
+// before is what entry.before says.
+func (r *run) add(t tableID, space uint32, seq uint64, key, value []byte, before uint32) []byte {
 	at, id := len(r.arena), runTable{space, t.name}
 	table, ok := r.tables[id]
 	head := key[1 : headLen+len(t.name)+1]
@@ -76,7 +87,7 @@ func (r *run) add(t tableID, space uint32, seq uint64, key, value []byte) []byte
 	}
 	r.arena = append(append(append(r.arena, key...), kind), value...)
 	r.entries = append(r.entries, entry{order: orderOf(key[1+len(head):]), seq: seq, at: uint32(at), key: uint32(len(key)),
-		value: uint32(1 + len(value)), table: table})
+		value: uint32(1 + len(value)), before: before, table: table})
 	if value == nil {
 		return nil
 	}
@@ -95,38 +106,45 @@ func (r *run) keyOf(e *entry) []byte { return r.arena[e.at : e.at+e.key] }
 // valueOf gives the value as history has it.
 func (r *run) valueOf(e *entry) []byte { return r.arena[e.at+e.key : e.at+e.key+e.value] }
 
-// sort brings the entries into the order of their keys, later ones first as history has them.
+// sort brings the endings into the order of their keys, later ones first as history has them.
 func (r *run) sort() {
 	order := make([]int, len(r.heads))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortFunc(order, func(a, b int) int { return bytes.Compare(r.heads[a], r.heads[b]) })
-	rank := make([]int, len(order))
+	rank := make([]uint16, len(order))
 	for i, table := range order {
-		rank[table] = i
+		rank[table] = uint16(i)
 	}
-	slices.SortFunc(r.entries, func(a, b entry) int {
+	for i := range r.entries {
+		if b := r.entries[i].before; b > 0 {
+			r.entries[b-1].passed = true
+		}
+	}
+	for i := range r.entries {
+		if e := &r.entries[i]; !e.passed {
+			r.sorted = append(r.sorted, ending{order: e.order, entry: uint32(i), rank: rank[e.table]})
+		}
+	}
+	slices.SortFunc(r.sorted, func(a, b ending) int {
 		switch {
-		case a.table != b.table:
-			return rank[a.table] - rank[b.table]
+		case a.rank != b.rank:
+			return int(a.rank) - int(b.rank)
 		case a.order != b.order:
 			return cmp.Compare(a.order, b.order)
 		}
-		if c := bytes.Compare(r.keyOf(&a)[1:], r.keyOf(&b)[1:]); c != 0 {
+		if c := bytes.Compare(r.keyOf(&r.entries[a.entry])[1:], r.keyOf(&r.entries[b.entry])[1:]); c != 0 {
 			return c
 		}
-		return cmp.Compare(b.at, a.at)
+		return cmp.Compare(b.entry, a.entry)
 	})
-	for i := range r.entries {
-		e := &r.entries[i]
-		same := false
+	for i := range r.sorted {
 		if i > 0 {
-			before := &r.entries[i-1]
-			same = before.order == e.order && before.table == e.table && bytes.Equal(r.keyOf(before), r.keyOf(e))
-			e.void = same && before.seq == e.seq
+			last, this := &r.sorted[i-1], &r.sorted[i]
+			this.same = last.order == this.order && last.rank == this.rank &&
+				bytes.Equal(r.keyOf(&r.entries[last.entry]), r.keyOf(&r.entries[this.entry]))
 		}
-		e.current = !same
 	}
 }
 
@@ -139,13 +157,11 @@ type writer interface {
 // writeTo writes the run, sorted: current rows, history, position.
 func (r *run) writeTo(w writer) error {
 	r.sort()
-	history := false
-	for i := range r.entries {
-		e := &r.entries[i]
-		history = history || e.seq > 0
-		if !e.current {
+	for _, x := range r.sorted {
+		if x.same {
 			continue
 		}
+		e := &r.entries[x.entry]
 		var err error
 		if v := r.valueOf(e); v[0] != 0 {
 			err = w.set(r.keyOf(e), v[1:])
@@ -157,16 +173,24 @@ func (r *run) writeTo(w writer) error {
 		}
 	}
 	var key []byte
-	for i := range r.entries {
-		e := &r.entries[i]
-		if !history || e.void || e.seq == 0 {
-			continue
+	written := uint64(0) // the event whose row of the key was written last
+	for _, x := range r.sorted {
+		if !x.same {
+			written = 0
 		}
-		key = append(key[:0], r.keyOf(e)...)
+		key = append(key[:0], r.keyOf(&r.entries[x.entry])...)
 		key[0] = areaHistory
-		key = appendSequence(key, e.seq)
-		if err := w.set(key, r.valueOf(e)); err != nil {
-			return err
+		own := len(key)
+		for n := x.entry + 1; n > 0; n = r.entries[n-1].before {
+			e := &r.entries[n-1]
+			if e.seq == written { // the same event changed the row again, or it has no history
+				continue
+			}
+			written = e.seq
+			key = appendSequence(key[:own], e.seq)
+			if err := w.set(key, r.valueOf(e)); err != nil {
+				return err
+			}
 		}
 	}
 	if r.mark == nil {

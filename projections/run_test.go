@@ -1,12 +1,15 @@
 package projections
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/tombolo-vdc/tombolo/events"
 )
 
 // What a feed writes as tables of its own, several events in each, is byte for
@@ -85,4 +88,49 @@ func TestRollbackWithinACommit(t *testing.T) {
 		}
 		must(t, errors.Join(v.Close(), s.Close()))
 	}
+}
+
+// interrupted is a stream whose reader is told to end once it has read all.
+type interrupted struct {
+	*stream
+	end context.CancelFunc
+}
+
+func (s interrupted) Follow(_ context.Context, after uint64, each func(events.Record) error) error {
+	for _, r := range s.records[after:] {
+		if err := each(r); err != nil {
+			return err
+		}
+	}
+	s.end()
+	return context.Canceled
+}
+
+// A feed that is ended while it is behind leaves merging held back, so that its
+// store closes at once; the next Run lets it go on.
+func TestEndedWhileBehind(t *testing.T) {
+	o := inMemory()
+	o.tableBytes, o.BatchBytes = 1, 1
+	s := openStore(t, "db", o)
+	f := feedOf(t, s, things{})
+	held := func() bool {
+		s.pacer.mu.Lock()
+		defer s.pacer.mu.Unlock()
+		return s.pacer.held
+	}
+	log := newStream(one("1", 1), one("2", 2))
+	run := func() {
+		ctx, end := context.WithCancel(t.Context())
+		must(t, ignoreCanceled(f.Run(ctx, interrupted{log, end})))
+		if position, err := f.Position(); err != nil || position != 2 {
+			t.Fatalf("the feed is at %d, %v", position, err)
+		}
+	}
+	if run(); !held() {
+		t.Error("merging goes on, and closing the store waits for it")
+	}
+	if run(); held() { // there was nothing to fold
+		t.Error("merging is held back though the feed is not behind")
+	}
+	must(t, s.Close())
 }

@@ -125,7 +125,9 @@ func open(dir string, lock *pebble.Lock, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open reads: %w", err)
 	}
-	return &Store{db: db, lock: lock, options: o, dir: dir, pacer: pace, tableOptions: p.MakeWriterOptions(0, db.TableFormat()), consumers: map[string]bool{}}, nil
+	tables := p.MakeWriterOptions(0, db.TableFormat())
+	tables.DisableValueBlocks = true // each would be kept until its table ends; merging makes them
+	return &Store{db: db, lock: lock, options: o, dir: dir, pacer: pace, tableOptions: tables, consumers: map[string]bool{}}, nil
 }
 
 // runFiles begins the names of tables that are being written.

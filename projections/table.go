@@ -24,9 +24,12 @@ type tableID struct {
 }
 
 // newKey begins a key; the head is filled in by the Reader.
-func (t tableID) newKey(parts []string) []byte {
-	key := make([]byte, headLen, 96)
-	return appendParts(append(key, t.name...), parts)
+func (t tableID) newKey(parts []string) []byte { return t.keyIn(make([]byte, 0, 96), parts) }
+
+// keyIn is newKey in room, whose content is lost.
+func (t tableID) keyIn(room []byte, parts []string) []byte {
+	var head [headLen]byte
+	return appendParts(append(append(room[:0], head[:]...), t.name...), parts)
 }
 
 // Described is a table as its projection declares it.
@@ -48,7 +51,7 @@ type Table[R any] struct {
 // under every key that the function gives for it, or not at all for none.
 type Index[R any] struct {
 	name string
-	keys func(R) []Key
+	find func(row *R, in *entries)
 }
 
 // indexID names an index within its projection.
@@ -63,7 +66,17 @@ func (t *Table[R]) indexID(x *Index[R]) tableID {
 
 // NewIndex describes an index. Its name must be a token.
 func NewIndex[R any](name string, keys func(R) []Key) *Index[R] {
-	return &Index[R]{name, keys}
+	return index(name, func(row *R, in *entries) {
+		for _, k := range keys(*row) {
+			in.add(k...)
+		}
+	})
+}
+
+// index is NewIndex for rows that events change often: find adds the keys, and
+// neither they nor the row are copied.
+func index[R any](name string, find func(row *R, in *entries)) *Index[R] {
+	return &Index[R]{name, find}
 }
 
 // NewTable describes a table of the named projection (or consumer) and how a
@@ -111,6 +124,12 @@ func (t *Table[R]) describe() []tableID {
 // rowKey is the complete key of a row.
 func (t *Table[R]) rowKey(key Key) []byte { return append(t.id.newKey(key), keyEnd) }
 
+// keyFor is rowKey for one write, until the next.
+func (t *Table[R]) keyFor(w *Batch, key Key) []byte {
+	w.t.key = append(t.id.keyIn(w.t.key, key), keyEnd)
+	return w.t.key
+}
+
 // Get reads one row.
 func (t *Table[R]) Get(r Reader, key ...string) (row R, ok bool, err error) {
 	value, err := r.get(t.id, t.rowKey(key))
@@ -137,27 +156,28 @@ func (t *Table[R]) decodeTo(value []byte, row *R) error {
 // there already stores nothing.
 func (t *Table[R]) Put(w *Batch, row R) error {
 	value := t.encode(w, &row)
-	key := t.rowKey(t.key(row))
+	key := t.keyFor(w, t.key(row))
 	old, err := w.row(t.id, key)
 	if err != nil || bytes.Equal(old.value, value) {
 		return err
 	}
-	was, err := t.indexed(old.value)
-	if err != nil {
+	if err := t.findStored(&w.t.was, old.value); err != nil {
 		return err
 	}
-	return t.store(w, key, value, old, was, t.find(&row))
+	t.find(&w.t.is, &row)
+	return t.store(w, key, value, old)
 }
 
 // replace is Put of a row that every event makes anew, in a table without
 // indexes: what was there does not matter, so it is not read.
 func replace[R any](t *Table[R], w *Batch, row R) error {
-	key := t.rowKey(t.key(row))
+	key := t.keyFor(w, t.key(row))
 	old, err := w.fresh(t.id, key)
 	if err != nil {
 		return err
 	}
-	return t.store(w, key, t.encode(w, &row), old, found{}, found{})
+	w.put(t.id, key, t.encode(w, &row), old)
+	return nil
 }
 
 // create stores the row that an event makes. That of an aggregate's first event
@@ -166,12 +186,14 @@ func create[R any](t *Table[R], w *Batch, r events.Record, row R) error {
 	if r.Revision != 1 && !t.id.unread {
 		return t.Put(w, row)
 	}
-	key := t.rowKey(t.key(row))
+	key := t.keyFor(w, t.key(row))
 	old, err := w.fresh(t.id, key)
 	if err != nil {
 		return err
 	}
-	return t.store(w, key, t.encode(w, &row), old, t.find(nil), t.find(&row))
+	t.find(&w.t.was, nil)
+	t.find(&w.t.is, &row)
+	return t.store(w, key, t.encode(w, &row), old)
 }
 
 // encode gives the row as it is stored, until the next encode.
@@ -182,22 +204,27 @@ func (t *Table[R]) encode(w *Batch, row *R) []byte {
 
 // Delete removes a row; removing what is not there does nothing.
 func (t *Table[R]) Delete(w *Batch, key ...string) error {
-	k := t.rowKey(key)
+	k := t.keyFor(w, key)
 	old, err := w.row(t.id, k)
 	if err != nil || old.value == nil {
 		return err
 	}
-	was, err := t.indexed(old.value)
-	if err != nil {
+	return t.remove(w, k, old)
+}
+
+// remove deletes the row that is stored under the key.
+func (t *Table[R]) remove(w *Batch, key []byte, old *cachedRow) error {
+	if err := t.findStored(&w.t.was, old.value); err != nil {
 		return err
 	}
-	return t.store(w, k, nil, old, was, t.find(nil))
+	t.find(&w.t.is, nil)
+	return t.store(w, key, nil, old)
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
 // edit changed that. CodeRowMissing if it is not there.
 func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
-	k := t.rowKey(key)
+	k := t.keyFor(w, key)
 	old, err := w.row(t.id, k)
 	if err != nil {
 		return err
@@ -209,10 +236,10 @@ func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	if err != nil {
 		return err
 	}
-	was := t.find(&row) // before edit, which may write to what the row refers to
+	t.find(&w.t.was, &row) // before edit, which may write to what the row refers to
 	edit(&row)
 	if !slices.Equal(t.key(row), key) {
-		if err := t.store(w, k, nil, old, was, t.find(nil)); err != nil {
+		if err := t.remove(w, k, old); err != nil {
 			return err
 		}
 		return t.Put(w, row)
@@ -221,86 +248,66 @@ func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	if bytes.Equal(old.value, value) {
 		return nil
 	}
-	return t.store(w, k, value, old, was, t.find(&row))
-}
-
-// found is where the indexes find a row: its parts in each of them, and its own key.
-type found struct {
-	parts [][]Key
-	own   Key
+	t.find(&w.t.is, &row)
+	return t.store(w, k, value, old)
 }
 
 // find tells where the indexes find a row; nil is found nowhere.
-func (t *Table[R]) find(row *R) found {
-	f := found{parts: make([][]Key, len(t.indexes))}
-	if row != nil && len(t.indexes) > 0 {
-		f.own = t.key(*row)
-		for i, x := range t.indexes {
-			f.parts[i] = x.keys(*row)
-		}
+func (t *Table[R]) find(in *entries, row *R) {
+	in.reset()
+	if row == nil || len(t.indexes) == 0 {
+		return
 	}
-	return f
+	in.own = append(appendParts(in.own, t.key(*row)), keyEnd)
+	for i, x := range t.indexes {
+		in.index = i
+		x.find(row, in)
+	}
 }
 
-// indexed tells where the indexes find a row as it is stored; nil is found nowhere.
-func (t *Table[R]) indexed(stored []byte) (found, error) {
+// findStored is find of a row as it is stored; nil is found nowhere.
+func (t *Table[R]) findStored(in *entries, stored []byte) error {
 	if stored == nil || len(t.indexes) == 0 {
-		return t.find(nil), nil
+		t.find(in, nil)
+		return nil
 	}
 	row, err := t.decode(stored)
 	if err != nil {
-		return found{}, err
+		return err
 	}
-	return t.find(&row), nil
+	t.find(in, &row)
+	return nil
 }
 
-// store writes a row, or its deletion, and brings its index entries from was to is.
-func (t *Table[R]) store(w *Batch, key, value []byte, row *cachedRow, was, is found) error {
-	for i, id := range t.indexIDs {
-		if err := w.check(id); err != nil {
-			return err
-		}
-		if slices.Equal(was.own, is.own) && slices.EqualFunc(was.parts[i], is.parts[i], slices.Equal[Key]) {
-			continue // as most changes leave it
-		}
+// store writes a row, or its deletion, and brings its index entries from w.t.was to w.t.is.
+func (t *Table[R]) store(w *Batch, key, value []byte, row *cachedRow) error {
+	if !w.t.was.equal(&w.t.is) { // most changes leave them
 		var room [binary.MaxVarintLen64]byte
 		rest := binary.AppendUvarint(room[:0], uint64(len(key)-headLen-len(t.id.name)))
-		before, after := entries(id, was.parts[i], was.own), entries(id, is.parts[i], is.own)
-		for _, e := range before {
-			if !holds(after, e) {
-				w.put(id, e, nil, nil)
-			}
+		if err := t.storeEntries(w, &w.t.was, &w.t.is, nil); err != nil {
+			return err
 		}
-		for _, e := range after {
-			if !holds(before, e) {
-				w.put(id, e, rest, nil)
-			}
+		if err := t.storeEntries(w, &w.t.is, &w.t.was, rest); err != nil {
+			return err
 		}
 	}
 	w.put(t.id, key, value, row)
 	return nil
 }
 
-// entries gives the keys of a row's entries in an index, without heads.
-func entries(id tableID, parts []Key, own Key) [][]byte {
-	var out [][]byte
-	for _, k := range parts {
-		e := append(appendParts(id.newKey(k), own), keyEnd)
-		if !holds(out, e) {
-			out = append(out, e)
+// storeEntries writes the entries that are in these and not in those.
+func (t *Table[R]) storeEntries(w *Batch, these, those *entries, value []byte) error {
+	for _, e := range these.list {
+		if those.holds(e.index, these.key(e)) {
+			continue
 		}
-	}
-	return out
-}
-
-// holds compares without heads, which Readers and Batches fill in.
-func holds(entries [][]byte, e []byte) bool {
-	for _, o := range entries {
-		if bytes.Equal(o[headLen:], e[headLen:]) {
-			return true
+		id := t.indexIDs[e.index]
+		if err := w.check(id); err != nil {
+			return err
 		}
+		w.put(id, append(id.newKey(nil), these.key(e)...), value, nil)
 	}
-	return false
+	return nil
 }
 
 // keyOf gives the key of the row that an index entry names: the entry ends with

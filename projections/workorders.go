@@ -66,19 +66,17 @@ type OrderRow struct {
 }
 
 var (
-	workOpen = NewIndex("open", func(o WorkRow) []Key {
-		if !o.State.Open() {
-			return nil
+	workOpen = index("open", func(o *WorkRow, in *entries) {
+		if o.State.Open() {
+			in.add(string(o.Region), Number(o.Sequence))
 		}
-		return []Key{{string(o.Region), Number(o.Sequence)}}
 	})
-	workTrouble = NewIndex("trouble", func(o WorkRow) []Key {
-		if o.State != WorkStateFailed && o.State != WorkStateStuck {
-			return nil
+	workTrouble = index("trouble", func(o *WorkRow, in *entries) {
+		if o.State == WorkStateFailed || o.State == WorkStateStuck {
+			in.add(string(o.Region), string(o.State))
 		}
-		return []Key{{string(o.Region), string(o.State)}}
 	})
-	workOperations = NewIndex("operation", func(o WorkRow) []Key { return []Key{{string(o.Operation)}} })
+	workOperations = index("operation", func(o *WorkRow, in *entries) { in.add(string(o.Operation)) })
 	works          = NewTable("work-orders", "work", func(o WorkRow) Key { return Key{string(o.Work)} },
 		workOpen, workTrouble, workOperations)
 	orders = unread(NewTable("work-orders", "order", func(o OrderRow) Key { return Key{string(o.Work)} }))
