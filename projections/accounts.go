@@ -14,7 +14,6 @@ import (
 //	accounts.user         <account> <user id>   → UserRow
 //	accounts.user.nkey    <public key> <account> <user id>
 //	accounts.user.token   <token digest> <account> <user id>
-//	accounts.user.region  <region> <account> <user id>        agents
 type Accounts struct{}
 
 // AccountRow is a tenant.
@@ -42,16 +41,15 @@ var (
 	accounts   = NewTable("accounts", "account", func(a AccountRow) Key { return Key{string(a.Account)} })
 	userNKeys  = index("nkey", func(u *UserRow, in *entries) { in.addUnlessEmpty(u.NKey) })
 	userTokens = index("token", func(u *UserRow, in *entries) { in.addUnlessEmpty(string(u.Token)) })
-	userRegion = index("region", func(u *UserRow, in *entries) { in.addUnlessEmpty(string(u.Region)) })
 	users      = NewTable("accounts", "user", func(u UserRow) Key { return Key{string(u.Account), string(u.User)} },
-		userNKeys, userTokens, userRegion)
+		userNKeys, userTokens)
 )
 
 // Name is "accounts".
 func (Accounts) Name() string { return "accounts" }
 
 // Shape of the rows.
-func (Accounts) Shape() int { return 3 }
+func (Accounts) Shape() int { return 4 }
 
 // Tables of accounts.
 func (Accounts) Tables() []Described { return []Described{accounts, users} }
@@ -115,11 +113,6 @@ func (a Accounts) ByNKey(r Reader, key string) (UserRow, bool, error) {
 // ByToken gives whose a bearer token is, by its digest; false if nobody's.
 func (a Accounts) ByToken(r Reader, token events.Digest) (UserRow, bool, error) {
 	return a.only(r, userTokens, string(token))
-}
-
-// Agents gives the users that may report for a region, by account and id.
-func (Accounts) Agents(r Reader, region events.RegionID) ([]UserRow, error) {
-	return gather(users, r, Query[UserRow]{By: userRegion, Prefix: Key{string(region)}})
 }
 
 // only gives the one user with a credential. A credential that two have is

@@ -230,9 +230,8 @@ var questions = map[string]question{
 	"user": func(v *p.View, a []string) (any, error) {
 		return found(p.Accounts{}.User(v, events.AccountID(a[0]), events.UserID(a[1])))
 	},
-	"nkey":   func(v *p.View, a []string) (any, error) { return found(p.Accounts{}.ByNKey(v, a[0])) },
-	"token":  func(v *p.View, a []string) (any, error) { return found(p.Accounts{}.ByToken(v, events.Digest(a[0]))) },
-	"agents": func(v *p.View, a []string) (any, error) { return p.Accounts{}.Agents(v, events.RegionID(a[0])) },
+	"nkey":  func(v *p.View, a []string) (any, error) { return found(p.Accounts{}.ByNKey(v, a[0])) },
+	"token": func(v *p.View, a []string) (any, error) { return found(p.Accounts{}.ByToken(v, events.Digest(a[0]))) },
 
 	"due": func(v *p.View, a []string) (any, error) {
 		now, err := time.Parse(time.RFC3339, a[1])

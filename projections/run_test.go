@@ -37,7 +37,7 @@ func TestTablesHoldWhatBatchesHold(t *testing.T) {
 		t.Error("no table was taken in: the test shows nothing")
 	}
 
-	disk, lost := vfs.NewCrashableMem(), 0
+	disk, lost := &crashDisk{MemFS: vfs.NewCrashableMem()}, 0
 	for position := uint64(0); position < n; {
 		s := openStore(t, "db", Options{fs: disk, BatchBytes: 1 + rng.IntN(3000), tableBytes: []int{1, 1000}[rng.IntN(2)]})
 		f := feedOf(t, s, things{}, counts{})
@@ -48,7 +48,7 @@ func TestTablesHoldWhatBatchesHold(t *testing.T) {
 		}
 		stop := start(t, f, h.log)
 		must(t, f.WaitFor(t.Context(), min(n, begun+uint64(rng.IntN(80)))))
-		crashed := disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rng.IntN(3)], RNG: rng})
+		crashed := disk.crash(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rng.IntN(3)], RNG: rng})
 		must(t, ignoreCanceled(stop()))
 		position, err = f.Position()
 		must(t, errors.Join(err, s.Close()))
