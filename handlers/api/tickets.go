@@ -35,19 +35,20 @@ func (s *Server) ticketRoutes() {
 			if err != nil {
 				return nil, s.problemOf(ctx, err)
 			}
-			out := RegionTicket{Region: id, Until: s.Now().Add(trust.TicketLife).UTC().Truncate(time.Second)}
-			if out.Ticket, err = s.ticket(ctx, trust.Ticket{Region: id, For: trust.ToAsk, Until: out.Until}); err != nil {
+			out := RegionTicket{Region: id}
+			if out.Ticket, out.Until, err = s.ticket(ctx, trust.Ticket{Region: id, For: trust.ToAsk}); err != nil {
 				return nil, s.problemOf(ctx, err)
 			}
 			return &plain[RegionTicket]{out}, nil
 		})
 }
 
-// ticket signs a ticket of the caller's.
-func (s *Server) ticket(ctx context.Context, t trust.Ticket) (string, error) {
+// ticket signs a ticket of the caller's, and says until when it is good.
+func (s *Server) ticket(ctx context.Context, t trust.Ticket) (signed string, until time.Time, err error) {
 	u := callerOf(ctx)
-	t.Account, t.User = u.Account, u.User
-	return s.Tickets(t)
+	t.Account, t.User, t.Until = u.Account, u.User, s.Now().Add(trust.TicketLife).UTC().Truncate(time.Second)
+	signed, err = s.Tickets(t)
+	return signed, t.Until, err
 }
 
 // uploadTicket is the caller's for the disks of an environment; empty for whom
@@ -56,5 +57,6 @@ func (s *Server) uploadTicket(ctx context.Context, region events.RegionID, id ev
 	if s.Tickets == nil || !callerOf(ctx).SendsDisks() {
 		return "", nil
 	}
-	return s.ticket(ctx, trust.Ticket{Region: region, For: trust.ToUpload, Environment: id, Until: s.Now().Add(trust.TicketLife)})
+	signed, _, err := s.ticket(ctx, trust.Ticket{Region: region, For: trust.ToUpload, Environment: id})
+	return signed, err
 }

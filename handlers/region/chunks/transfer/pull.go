@@ -101,7 +101,7 @@ const (
 	firstPause  = 100 * time.Millisecond
 	busyPause   = time.Second
 	// checkpointBytes are stored between two points from which a transfer goes on even after a power cut.
-	checkpointBytes = 32 << 20
+	checkpointBytes = 256 << 20
 	progressEvery   = 250 * time.Millisecond
 )
 
