@@ -320,7 +320,6 @@ func cutLink(t *testing.T, to string, limit int64) *link {
 // and that operator's ticket to it.
 func (w *world) stranger(e *exported) (token, ticket string) {
 	w.t.Helper()
-	token = "the token of somebody else"
 	pair, err := nkeys.CreateUser()
 	if err != nil {
 		w.t.Fatal(err)
@@ -329,10 +328,8 @@ func (w *world) stranger(e *exported) (token, ticket string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	token = "the token of " + key
 	c := w.client()
-	if _, _, err := c.write(w.t.Context(), http.MethodPost, "/v1/accounts", map[string]string{"account": "acme", "display": "Acme"}); err != nil {
-		w.t.Fatal(err)
-	}
 	_, added, err := c.write(w.t.Context(), http.MethodPost, "/v1/accounts/acme/users",
 		map[string]string{"user": "eve", "role": "operator", "nkey": key, "token": string(events.DigestOf([]byte(token)))})
 	if err != nil {
@@ -371,6 +368,9 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 	}
 	defer e.close(t.Context())
 	mine := w.ticket(w.client())
+	if _, _, err := w.client().write(t.Context(), http.MethodPost, "/v1/accounts", map[string]string{"account": "acme", "display": "Acme"}); err != nil {
+		t.Fatal(err)
+	}
 	theirToken, stranger := w.stranger(e)
 	for _, c := range []struct {
 		method, path, token, body, code string
@@ -421,10 +421,13 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := &entrance{client: c, ticket: stranger}
-	for path, code := range map[string]string{"/v1/regions": "credentials-unknown", "/v1/exports/" + e.ID: "not-authenticated"} {
-		if _, err := gone.send(t.Context(), http.MethodGet, e.base+path, nil, nil); codeOf(err) != code {
-			t.Errorf("%s by the ticket of a user who was removed: %v, want %s", path, err, code)
+	for _, since := range []string{"was removed", "was added anew, with another credential"} {
+		for path, code := range map[string]string{"/v1/regions": "credentials-unknown", "/v1/exports/" + e.ID: "not-authenticated"} {
+			if _, err := gone.send(t.Context(), http.MethodGet, e.base+path, nil, nil); codeOf(err) != code {
+				t.Errorf("%s by the ticket of a user who %s: %v, want %s", path, since, err, code)
+			}
 		}
+		w.stranger(e)
 	}
 	if kept := w.kept(); len(kept) != 1 {
 		t.Errorf("refused requests have left %v", kept)

@@ -94,7 +94,7 @@ type (
 func (s *Server) accountRoutes() {
 	get(s, "/v1/whoami", "whoami", "Who am I?", func(ctx context.Context, _ at, _ *Read) (Whoami, uint64, error) {
 		u := callerOf(ctx)
-		return Whoami(u), 0, nil
+		return Whoami{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, 0, nil
 	})
 	get(s, "/v1/accounts", "list-accounts", "Which accounts are there?", func(ctx context.Context, v at, in *accountsInput) (List[projections.AccountRow], uint64, error) {
 		if err := mustAdministrate(ctx); err != nil {

@@ -42,6 +42,7 @@ type User struct {
 	User    events.UserID
 	Role    events.Role
 	Region  events.RegionID // agents only
+	Key     string          // public nkey
 	// Permissions are the commands that a member may send.
 	Permissions []string
 }

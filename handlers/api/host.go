@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -212,6 +213,9 @@ func (s *Server) askRegion(ctx context.Context, id events.RegionID, method, path
 		p := &Problem{}
 		if err := json.NewDecoder(resp.Body).Decode(p); err != nil || p.Code == "" {
 			return away(resp.Status)
+		}
+		if strings.HasPrefix(p.Code, "ticket-") { // the one who asked has done nothing wrong
+			return away(p.Detail + "; look at the clock of its host")
 		}
 		p.Region = id
 		return p

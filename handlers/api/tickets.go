@@ -43,10 +43,14 @@ func (s *Server) ticketRoutes() {
 		})
 }
 
+// ticketEnds is at which times tickets end, so that answers with a ticket in
+// them are the same for a while, and who watches is shown changes only.
+const ticketEnds = 15 * time.Minute
+
 // ticket signs a ticket of the caller's, and says until when it is good.
 func (s *Server) ticket(ctx context.Context, t trust.Ticket) (signed string, until time.Time, err error) {
 	u := callerOf(ctx)
-	t.Account, t.User, t.Until = u.Account, u.User, s.Now().Add(trust.TicketLife).UTC().Truncate(time.Second)
+	t.Account, t.User, t.Key, t.Until = u.Account, u.User, u.Key, s.Now().UTC().Add(trust.TicketLife).Truncate(ticketEnds)
 	signed, err = s.Tickets(t)
 	return signed, t.Until, err
 }

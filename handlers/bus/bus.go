@@ -285,8 +285,8 @@ func (s *Server) Failed() <-chan error { return s.log.failed }
 func (s *Server) MaxStore() int64 { return s.nats.JetStreamConfig().MaxStore }
 
 // Room is how many bytes all streams take together (the journal, its tenants'
-// mirrors, the inbox, the documents), and how many they could take: with what is
-// free on the disk beneath them.
+// mirrors, the inbox, the documents), and how many they may: MaxStore, or less
+// where the disk has less. The server takes nothing beyond either.
 func (s *Server) Room() (used, most uint64, err error) {
 	info, err := s.nats.Jsz(nil)
 	if err != nil {
@@ -296,7 +296,7 @@ func (s *Server) Room() (used, most uint64, err error) {
 	if err := syscall.Statfs(s.nats.StoreDir(), &disk); err != nil {
 		return 0, 0, fmt.Errorf("ask what is free under the streams: %w", err)
 	}
-	return info.Store, info.Store + disk.Bavail*uint64(disk.Bsize), nil
+	return info.Store, min(uint64(s.MaxStore()), info.Store+disk.Bavail*uint64(disk.Bsize)), nil
 }
 
 // Ready reports why the server cannot serve, nil if it can.

@@ -123,8 +123,8 @@ func TestRoomCountsMirrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, most, err := p.server.Room()
-	if err != nil || most <= before {
-		t.Fatalf("%d of %d bytes, %v", before, most, err)
+	if err != nil || most <= before || most > uint64(p.server.MaxStore()) {
+		t.Fatalf("%d of %d bytes, and at most %d, %v", before, most, p.server.MaxStore(), err)
 	}
 	const n = 16
 	for range n {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,37 +24,43 @@ var ErrUnknown = errors.New("the data directory is of an unknown format")
 // ErrForeign says that a directory holds something that no program of ours put there.
 var ErrForeign = errors.New("the directory holds files and no mark of a data directory")
 
+// Prepared are the directories, and links to some, that were in a directory
+// before it had any data: other disks, perhaps. They stay.
+type Prepared map[string]bool
+
 // IsNew reports whether there is no data in dir yet: it is not there, or it
 // holds nothing but places that were prepared for what will be in it (bus,
-// reads, regions: other disks, perhaps). Errors: ErrForeign, or what the file
-// system answers. Nothing is written.
-func IsNew(dir string) (bool, error) {
+// reads, regions). Errors: ErrForeign, or what the file system answers. Nothing
+// is written.
+func IsNew(dir string) (bool, Prepared, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
+		return true, nil, nil
 	}
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == markName }) {
-		return false, nil
+		return false, nil, nil
 	}
+	prepared := Prepared{}
 	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
 		foreign := ""
-		switch name := e.Name(); {
-		case incidental(name):
-		case slices.Contains([]string{"bus", "reads", "regions"}, name):
-			if foreign, err = firstFile(filepath.Join(dir, name)); err != nil {
-				return false, err
+		switch {
+		case incidental(e):
+		case slices.Contains([]string{"bus", "reads", "regions"}, e.Name()):
+			if foreign, err = prepared.add(path); err != nil {
+				return false, nil, err
 			}
 		default:
-			foreign = filepath.Join(dir, name)
+			foreign = path
 		}
 		if foreign != "" {
-			return false, fmt.Errorf("%w: %s", ErrForeign, foreign)
+			return false, nil, fmt.Errorf("%w: %s", ErrForeign, foreign)
 		}
 	}
-	return true, nil
+	return true, prepared, nil
 }
 
 const (
@@ -63,41 +70,56 @@ const (
 	onNewVolume = "lost+found" // a file system makes it, and it belongs to root
 )
 
+// begunMark is how os.CreateTemp calls a mark that is being written.
+var begunMark = regexp.MustCompile(`^` + regexp.QuoteMeta(markBegun) + `[0-9]+$`)
+
 // incidental is what may be in a directory that has no data yet: a start that
-// was killed before it had written the mark leaves the others.
-func incidental(name string) bool {
-	return name == lockName || name == onNewVolume || strings.HasPrefix(name, markBegun)
+// was killed before it had written the mark leaves an empty lock and a mark that
+// was begun.
+func incidental(e fs.DirEntry) bool {
+	if e.Name() == onNewVolume {
+		return e.IsDir()
+	}
+	info, err := e.Info()
+	return err == nil && info.Mode().IsRegular() && (e.Name() == lockName && info.Size() == 0 || begunMark.MatchString(e.Name()))
 }
 
-// firstFile is a path in which there is something else than directories; "" if there is none.
-func firstFile(path string) (string, error) {
+// add notes the directories from path on, and gives a path at which there is something else; "" if there is none.
+func (p Prepared) add(path string) (foreign string, err error) {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, syscall.ENOTDIR) {
 		return path, nil
 	}
+	p[path] = true
 	for _, e := range entries {
 		if e.Name() == onNewVolume {
 			continue
 		}
-		if found, err := firstFile(filepath.Join(path, e.Name())); err != nil || found != "" {
-			return found, err
+		if foreign, err := p.add(filepath.Join(path, e.Name())); err != nil || foreign != "" {
+			return foreign, err
 		}
 	}
 	return "", err
 }
 
-// Discard empties a directory that IsNew had called new, and removes those that
-// Make has made for it, as far as nobody else has put anything into them.
-func Discard(dir, made string) error {
-	err := empty(dir)
+// Discard takes away what has come into a directory since IsNew called it new,
+// the mark last, and removes the directories that Make has made for it, as far
+// as nobody else has put anything into them.
+func Discard(dir, made string, prepared Prepared) error {
+	err := empty(dir, prepared)
+	if err == nil {
+		if err = os.Remove(filepath.Join(dir, markName)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
 	for at := dir; err == nil && made != "" && len(at) >= len(made); at = filepath.Dir(at) {
 		err = removed(at)
 	}
 	return err
 }
 
-// empty takes away what is in a directory; where other disks begin stays.
-func empty(dir string) error {
+// empty takes away what is in a directory, but for the mark and what was prepared.
+func empty(dir string, prepared Prepared) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -105,14 +127,13 @@ func empty(dir string) error {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if e.Name() == onNewVolume {
+		if e.Name() == onNewVolume || e.Name() == markName {
 			continue
 		}
-		is, err := os.Stat(path)
-		if err == nil && is.IsDir() {
-			errs = append(errs, empty(path))
+		if e.IsDir() || prepared[path] {
+			errs = append(errs, empty(path, prepared))
 		}
-		if err != nil || !is.IsDir() || e.IsDir() { // a link to a directory was prepared
+		if !prepared[path] {
 			errs = append(errs, removed(path))
 		}
 	}

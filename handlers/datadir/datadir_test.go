@@ -32,7 +32,7 @@ func TestNewAndDiscarded(t *testing.T) {
 	dir := filepath.Join(parent, "a", "b", "data")
 	is := func(what string, want bool) {
 		t.Helper()
-		if got, err := IsNew(dir); err != nil || got != want {
+		if got, _, err := IsNew(dir); err != nil || got != want {
 			t.Fatalf("%s: new is %v (%v), want %v", what, got, err, want)
 		}
 	}
@@ -48,7 +48,9 @@ func TestNewAndDiscarded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(dir, "lock")
+		if err := os.WriteFile(filepath.Join(dir, "lock"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		return made
 	}
 	is("not there", true)
@@ -61,7 +63,7 @@ func TestNewAndDiscarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("marked", false)
-	if err := Discard(dir, made); err != nil {
+	if err := Discard(dir, made, nil); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
@@ -70,7 +72,7 @@ func TestNewAndDiscarded(t *testing.T) {
 
 	made = begin()
 	write(parent, "a", "of-another")
-	if err := Discard(dir, made); err != nil {
+	if err := Discard(dir, made, nil); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(filepath.Join(parent, "a")); err != nil || len(left) != 1 {
@@ -85,7 +87,7 @@ func TestNewAndDiscarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("a new volume", true)
-	if err := Discard(dir, ""); err != nil {
+	if err := Discard(dir, "", nil); err != nil {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
@@ -96,19 +98,43 @@ func TestNewAndDiscarded(t *testing.T) {
 		t.Fatal(err)
 	}
 	is("places prepared", true)
+	_, prepared, err := IsNew(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	write(dir, "bus", "meta.inf")
-	if _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
+	if _, _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
 		t.Errorf("another's bus: %v", err)
 	}
-	if err := Discard(dir, ""); err != nil {
+	if err := Discard(dir, "", prepared); err != nil {
 		t.Fatal(err)
+	}
+	for _, place := range []string{"bus", filepath.Join("regions", "oslo")} {
+		if _, err := os.Lstat(filepath.Join(dir, place)); err != nil {
+			t.Errorf("a prepared place is gone: %v", err)
+		}
 	}
 	is("places prepared, and emptied again", true)
 	if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
 		t.Errorf("left on the other disk: %v %v", left, err)
 	}
+	for _, name := range []string{"lock", ".format-notes"} { // of somebody else, though called as ours are
+		if err := os.MkdirAll(filepath.Join(dir, name, "sub"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
+			t.Errorf("a directory %s: %v", name, err)
+		}
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(dir, "lock")
+	if _, _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
+		t.Errorf("a lock with something in it: %v", err)
+	}
 	write(dir, "thesis.tex")
-	if _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
+	if _, _, err := IsNew(dir); !errors.Is(err, ErrForeign) {
 		t.Errorf("another's directory: %v", err)
 	}
 }

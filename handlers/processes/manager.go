@@ -73,9 +73,14 @@ func newManager(d Definition, j journal.Journal, x *commands.Executor, store *pr
 
 // pass tells whether the event concerns no row, which most do, and lets it go by:
 // handle is for the others. Where that cannot be told now, handle says why.
-func (m *manager) pass(rec events.Record) bool {
+func (m *manager) pass(rec events.Record) (passed bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer func() {
+		if recover() != nil {
+			passed = false // handle panics as well, where the router recovers it
+		}
+	}()
 	if m.closed || m.passed+1 >= passedMost {
 		return false
 	}

@@ -354,6 +354,7 @@ func (u *uploads) finish(_ *http.Request, up upload) *problem {
 	g.Lock()
 	defer g.Unlock()
 	if g.closed {
+		u.agent.wake() // whoever closed it may not have come so far
 		return nil
 	}
 	f, err := u.stage(up)

@@ -28,12 +28,13 @@ type Ticket struct {
 	Region      events.RegionID      `json:"region"`
 	Account     events.AccountID     `json:"account"` // of the user
 	User        events.UserID        `json:"user"`
+	Key         string               `json:"key"` // the user's public nkey, so that it ends with the credential
 	For         Purpose              `json:"for"`
 	Environment events.EnvironmentID `json:"environment,omitempty"` // of ToUpload
 	Until       time.Time            `json:"until"`
 }
 
-// TicketLife is how long a ticket for people is good.
+// TicketLife is the longest time for which a ticket is given.
 const TicketLife = time.Hour
 
 // Codes of an Error about a ticket.

@@ -54,7 +54,9 @@ func eventReaders(t tree, kinds map[string]events.Kind) readers {
 				continue
 			}
 			for e, k := range kinds {
-				named[e] = named[e] || k == kind
+				if k == kind {
+					named[e] = true
+				}
 			}
 		}
 		for name := range named {
@@ -321,7 +323,8 @@ func TestEventReaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := eventReaders(here, map[string]events.Kind{"WorkDone": "work", "WorkFailed": "work", "WorkOrdered": "work"})
+	// EpochStarted is of another kind than what anybody names.
+	got := eventReaders(here, map[string]events.Kind{"EpochStarted": "region", "WorkDone": "work", "WorkFailed": "work", "WorkOrdered": "work"})
 	want := readers{
 		made:   map[string][]string{"WorkDone": {"Order"}, "WorkFailed": {"Fail"}, "WorkOrdered": {"Order"}},
 		folded: map[string][]string{"WorkDone": {"work"}, "WorkFailed": {"work"}},

@@ -139,7 +139,7 @@ func (d *directory) ByBearer(_ context.Context, token string) (api.User, bool, e
 
 func (d *directory) user(question string, which func(*projections.View) (projections.UserRow, bool, error)) (api.User, bool, error) {
 	u, ok, err := d.find(question, which)
-	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Permissions: u.Permissions}, ok, err
+	return api.User{Account: u.Account, User: u.User, Role: u.Role, Region: u.Region, Key: u.NKey, Permissions: u.Permissions}, ok, err
 }
 
 // ticketHolders knows who comes to a region's agent: people with tickets of the
@@ -163,9 +163,10 @@ func (h ticketHolders) holder(shown string, purpose trust.Purpose, environment e
 	if err != nil {
 		return api.User{}, false, err
 	}
-	return h.user(actorQuestion(t.Account, t.User), func(v *projections.View) (projections.UserRow, bool, error) {
+	u, found, err := h.user(actorQuestion(t.Account, t.User), func(v *projections.View) (projections.UserRow, bool, error) {
 		return projections.Accounts{}.User(v, t.Account, t.User)
 	})
+	return u, found && u.Key == t.Key, err // else somebody else has the name by now
 }
 
 // authorize reads the ticket of an upload to an environment, or of an export. It

@@ -182,7 +182,7 @@ func (p *Program) lockDir() error {
 	unusable := func(err error) error {
 		return &Error{Code: "data-dir-unusable", Text: fmt.Sprintf("the data directory cannot be used: %v", err), Next: "choose another one with --data"}
 	}
-	if _, err := datadir.IsNew(p.config.Dir); errors.Is(err, datadir.ErrForeign) {
+	if _, _, err := datadir.IsNew(p.config.Dir); errors.Is(err, datadir.ErrForeign) {
 		return &Error{Code: "data-dir-foreign", Text: err.Error(), Next: "name a new or an empty directory with --data, or one that tombolo up has made"}
 	} else if err != nil {
 		return unusable(err)
@@ -208,14 +208,14 @@ func (p *Program) lockDir() error {
 	if there, err := os.Stat(p.dir("lock")); err != nil || !os.SameFile(there, ours) {
 		return inUse
 	}
-	isNew, err := datadir.IsNew(p.config.Dir)
+	isNew, prepared, err := datadir.IsNew(p.config.Dir)
 	if err != nil {
 		return unusable(err)
 	}
 	if isNew { // asked again, for nobody else works on it now
 		p.opened(func() error {
 			if p.refused {
-				return datadir.Discard(p.config.Dir, made)
+				return datadir.Discard(p.config.Dir, made, prepared)
 			}
 			return nil
 		})
@@ -293,9 +293,13 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	limit := min(journalBytes, mostOfJournal(p.bus.MaxStore()))
+	most := mostOfJournal(p.bus.MaxStore())
+	limit := min(journalBytes, most)
 	if p.config.Bytes != 0 {
 		limit = p.config.Bytes
+	}
+	if limit > most {
+		return &Error{Code: "journal-limit-too-high", Text: fmt.Sprintf("of what the disk has for the bus, the journal may take %d bytes: %d are asked for", most, limit), Next: "a smaller --journal-size, or more room on the disk"}
 	}
 	if limit < journal.MinBytes {
 		return &Error{Code: "journal-too-small", Text: fmt.Sprintf("a journal of %d bytes is too small: it needs %d at least", limit, journal.MinBytes), Next: "--journal-size BYTES, or more room on the disk"}

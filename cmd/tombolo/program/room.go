@@ -67,9 +67,9 @@ func mostOfJournal(store int64) int64 { return (store - inboxLimit(store)) / 5 *
 func storeFullness(l journal.Level) string {
 	switch l {
 	case journal.Filling:
-		return "journal, mirrors, inbox and documents together take eight tenths of what the disk has for them: make room on it"
+		return "journal, mirrors, inbox and documents together take eight tenths of what they may: make room on it"
 	case journal.NearlyFull:
-		return "journal, mirrors, inbox and documents together take nine tenths of what the disk has for them, and the program ends when it is full: make room on it now"
+		return "journal, mirrors, inbox and documents together take nine tenths of what they may, and then nothing is taken any more: make room on it now"
 	}
 	return ""
 }
@@ -118,9 +118,9 @@ func (p *Program) grow(ctx context.Context, bytes int64) error {
 	if err != nil {
 		return err
 	}
-	if most := min(mostOfJournal(int64(store/4*3)), p.bus.MaxStore()); bytes > most {
+	if most := mostOfJournal(int64(store)); bytes > most {
 		return &api.Problem{Type: "about:blank", Title: "Unprocessable Entity", Status: 422, Code: "journal-limit-too-high",
-			Detail: fmt.Sprintf("of the %d bytes that the disk has for the bus, the journal may take %d: %d are asked for", store, most, bytes), Next: "make room on the disk, and start again"}
+			Detail: fmt.Sprintf("of the %d bytes that all streams may take, the journal may take %d: %d are asked for", store, most, bytes), Next: "make room on the disk, and start again"}
 	}
 	err = p.journal.Grow(ctx, bytes)
 	if errors.Is(err, journal.ErrOptions) {
