@@ -421,13 +421,15 @@ func TestExportsAreTheAccountsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := &entrance{client: c, ticket: stranger}
-	for _, since := range []string{"was removed", "was added anew, with another credential"} {
+	for i, since := range []string{"was removed", "was added anew, with another credential"} {
+		if i > 0 {
+			w.stranger(e)
+		}
 		for path, code := range map[string]string{"/v1/regions": "credentials-unknown", "/v1/exports/" + e.ID: "not-authenticated"} {
 			if _, err := gone.send(t.Context(), http.MethodGet, e.base+path, nil, nil); codeOf(err) != code {
 				t.Errorf("%s by the ticket of a user who %s: %v, want %s", path, since, err, code)
 			}
 		}
-		w.stranger(e)
 	}
 	if kept := w.kept(); len(kept) != 1 {
 		t.Errorf("refused requests have left %v", kept)
