@@ -222,7 +222,8 @@ func (t *Table[R]) remove(w *Batch, key []byte, old *cachedRow) error {
 }
 
 // Change reads a row, lets edit change it, and stores it; under another key if
-// edit changed that. CodeRowMissing if it is not there.
+// edit changed that. CodeRowMissing if it is not there. edit must not use the
+// batch itself.
 func (t *Table[R]) Change(w *Batch, edit func(*R), key ...string) error {
 	k := t.keyFor(w, key)
 	old, err := w.row(t.id, k)
