@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -49,7 +50,7 @@ type Options struct {
 	// MaxPayload is the most bytes of one message; 0 is nats-server's 1 MiB.
 	MaxPayload int32
 	// MaxStore is the most bytes that streams may take; 0 is three quarters of
-	// what is free on Dir's disk (nats-server's own choice).
+	// what is free on Dir's disk and what they take of it already.
 	MaxStore int64
 	// Patience is how long the start may take, reading the streams included; 0 is a minute.
 	Patience time.Duration
@@ -195,6 +196,12 @@ func serverOptions(o *Options) (*server.Options, error) {
 	options.SyncAlways = o.Sync == SyncAlways
 	options.MaxPayload = o.MaxPayload
 	options.JetStreamMaxStore = o.MaxStore
+	if o.MaxStore == 0 {
+		var err error
+		if options.JetStreamMaxStore, err = mostStore(o.Dir); err != nil {
+			return nil, &Error{Code: NotStarted, Text: "ask what the disk has for the streams", Err: err}
+		}
+	}
 	if o.Listen != "" {
 		host, text, err := net.SplitHostPort(o.Listen)
 		if err != nil {
@@ -280,6 +287,35 @@ func (s *Server) Sync() Sync { return s.sync }
 // Failed tells that the disk did not take what a stream has to store: it takes
 // nothing more until the server is started again.
 func (s *Server) Failed() <-chan error { return s.log.failed }
+
+// mostStore is three quarters of what is free and what is taken: nats-server
+// itself counts what is free alone, so that a bus that had taken half of its
+// disk would take nothing more once it was started again. 0, which leaves it to
+// nats-server, for a directory that has nothing yet.
+func mostStore(dir string) (int64, error) {
+	var used int64
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			used += info.Size()
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) || err == nil && used == 0 {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(dir, &disk); err != nil {
+		return 0, err
+	}
+	return (used + int64(disk.Bavail)*disk.Bsize) / 4 * 3, nil
+}
 
 // MaxStore is the most bytes that streams may take.
 func (s *Server) MaxStore() int64 { return s.nats.JetStreamConfig().MaxStore }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -118,6 +120,23 @@ func TestListensAndSaysWhere(t *testing.T) {
 	}
 	if s.MaxStore() != 64<<20 {
 		t.Errorf("max store is %d", s.MaxStore())
+	}
+}
+
+// TestMaxStoreCountsWhatIsTaken: what a bus has taken of its disk does not make
+// less what it may take when it is started again.
+func TestMaxStoreCountsWhatIsTaken(t *testing.T) {
+	dir := t.TempDir()
+	const taken = 1 << 40 // more than is free on any disk that tests run on; a hole
+	f, err := os.Create(filepath.Join(dir, "taken"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(taken), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := start(t, bus.Options{Dir: dir}); s.MaxStore() < taken/4*3 {
+		t.Errorf("of a disk on which %d bytes are taken the streams may take %d", int64(taken), s.MaxStore())
 	}
 }
 

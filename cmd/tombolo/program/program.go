@@ -298,7 +298,7 @@ func (p *Program) openJournal(ctx context.Context) error {
 	if p.config.Bytes != 0 {
 		limit = p.config.Bytes
 	}
-	if limit > most {
+	if known == "" && limit > most { // one that is there keeps its limit
 		return &Error{Code: "journal-limit-too-high", Text: fmt.Sprintf("of what the disk has for the bus, the journal may take %d bytes: %d are asked for", most, limit), Next: "a smaller --journal-size, or more room on the disk"}
 	}
 	if limit < journal.MinBytes {
