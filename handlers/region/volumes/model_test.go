@@ -238,11 +238,21 @@ func (r *run) flush() error {
 // save stores the volume while it is written to.
 func (r *run) save(ctx context.Context) error {
 	r.note("save")
-	snapshot, err := Freeze(ctx, r.v)
+	snapshot, err := Prepare(ctx, r.v)
 	if err != nil {
 		return err
 	}
 	defer snapshot.Close()
+	if err := r.change(); err != nil {
+		return err
+	}
+	if r.rnd.IntN(4) == 0 {
+		r.note("save ends before the moment")
+		return nil
+	}
+	if err := snapshot.Take(); err != nil {
+		return err
+	}
 	want := slices.Clone(r.m.now)
 	if err := r.change(); err != nil {
 		return err

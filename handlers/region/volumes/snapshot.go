@@ -15,6 +15,7 @@ type Snapshot struct{ parts []*part }
 
 type part struct {
 	volume  *Volume
+	top     *layer // ready to be the volume's top, until the moment is taken
 	base    *chunks.Disk
 	frozen  []*layer
 	result  chunks.IngestResult
@@ -22,10 +23,23 @@ type part struct {
 	rebased bool
 }
 
-// Freeze takes one moment of all the volumes: whatever was answered before is in it, whatever was begun after is not.
-// Requests wait for microseconds only. Close the snapshot, whatever became of it. Errors: volume-busy (a volume is in
-// another snapshot), volume-failed, volume-closed, volume-full, io-failed, the context's.
-func Freeze(ctx context.Context, volumes ...*Volume) (_ *Snapshot, err error) {
+// Freeze is Prepare and Take. Errors: theirs.
+func Freeze(ctx context.Context, volumes ...*Volume) (*Snapshot, error) {
+	s, err := Prepare(ctx, volumes...)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Take(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Prepare makes everything ready for a moment of all the volumes, so that Take need only switch: whoever stops writers for
+// it stops them for microseconds. Close the snapshot, whatever becomes of it. Errors: volume-busy (a volume is in another
+// snapshot), volume-failed, volume-closed, volume-full, io-failed, the context's.
+func Prepare(ctx context.Context, volumes ...*Volume) (_ *Snapshot, err error) {
 	s := &Snapshot{}
 	defer func() {
 		if err != nil {
@@ -38,34 +52,34 @@ func Freeze(ctx context.Context, volumes ...*Volume) (_ *Snapshot, err error) {
 		}
 		s.parts = append(s.parts, &part{volume: v})
 	}
-	tops := make([]*layer, len(volumes))
-	defer func() {
-		for i, l := range tops {
-			if err != nil && l != nil {
-				err = errors.Join(err, volumes[i].dropTop(l))
-			}
-		}
-	}()
-	for i, v := range volumes {
-		if err := v.fold(ctx); err != nil {
+	for _, p := range s.parts {
+		if err := p.volume.fold(ctx); err != nil {
 			return nil, err
 		}
-		if tops[i], err = v.prepareTop(); err != nil {
+		if p.top, err = p.volume.prepareTop(); err != nil {
 			return nil, err
 		}
-	}
-	for _, v := range volumes {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if v.closed {
-			return nil, errorf(VolumeClosed, "%s is closed", v.dir)
-		}
-	}
-	for i, v := range volumes {
-		s.parts[i].base, s.parts[i].frozen = v.base, v.layers
-		v.layers = append([]*layer{tops[i]}, v.layers...)
 	}
 	return s, nil
+}
+
+// Take takes the moment: whatever was answered before is in it, whatever was begun after is not. Requests wait for
+// microseconds only. Error: volume-closed.
+func (s *Snapshot) Take() error {
+	for _, p := range s.parts {
+		p.volume.mu.Lock()
+		defer p.volume.mu.Unlock()
+		if p.volume.closed {
+			return errorf(VolumeClosed, "%s is closed", p.volume.dir)
+		}
+	}
+	for _, p := range s.parts {
+		v := p.volume
+		p.base, p.frozen = v.base, v.layers
+		v.layers = append([]*layer{p.top}, v.layers...)
+		p.top = nil
+	}
+	return nil
 }
 
 // prepareTop makes an empty layer and describes it as the top before it is: a crash in between leaves an empty top.
@@ -286,10 +300,14 @@ func (p *part) rebase(ctx context.Context) error {
 	return err
 }
 
-// Close ends the snapshot. Without Rebase the volumes stay as they were, and the next Freeze tidies up. It may be called
+// Close ends the snapshot. Without Rebase the volumes stay as they were, and the next one tidies up. It may be called
 // more than once.
 func (s *Snapshot) Close() {
 	for _, p := range s.parts {
+		if p.top != nil {
+			// What is left of a top that no volume got is removed when the volume is opened again.
+			_ = p.volume.dropTop(p.top)
+		}
 		p.volume.saving.Unlock()
 	}
 	s.parts = nil
