@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -104,4 +105,24 @@ func listen(path string, lock *os.File) (*net.UnixListener, error) {
 func (l *listener) Close() error {
 	l.once.Do(func() { l.err = errors.Join(l.UnixListener.Close(), l.lock.Close()) })
 	return l.err
+}
+
+// WaitUnserved returns when no process serves on the socket any more.
+func WaitUnserved(ctx context.Context, path string) error {
+	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return wrap(SocketUnusable, err, "open the lock")
+	}
+	free := make(chan error, 1)
+	go func() {
+		// Not to be interrupted; who gives up waiting leaves it behind until the process has ended.
+		free <- unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+		lock.Close()
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
