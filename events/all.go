@@ -1,5 +1,7 @@
 package events
 
+import "encoding/json"
+
 // all is the table of contents: one line per event.
 func all() []Definition {
 	return []Definition{
@@ -28,18 +30,20 @@ func all() []Definition {
 		define[LeaseGranted](KindPool),
 		define[LeaseRevoked](KindPool),
 
-		define[EnvironmentDeclared](KindEnvironment),
+		define[EnvironmentDeclared](KindEnvironment, unchanged),
 		define[EnvironmentMapped](KindEnvironment),
 		define[EnvironmentCreated](KindEnvironment),
 		define[EnvironmentFailed](KindEnvironment),
-		define[PowerSet](KindEnvironment),
+		define[PowerSet](KindEnvironment, unchanged),
+		define[MachinesObserved](KindEnvironment),
+		define[EdgeSet](KindEnvironment),
 		define[EnvironmentDeletionAccepted](KindEnvironment),
 		define[EnvironmentDeleted](KindEnvironment),
 
-		define[TemplateCreated](KindTemplate),
+		define[TemplateCreated](KindTemplate, unchanged),
 		define[VersionSaved](KindTemplate),
-		define[ReplacementStaged](KindTemplate),
-		define[ReplacementQueued](KindTemplate),
+		define[ReplacementStaged](KindTemplate, unchanged),
+		define[ReplacementQueued](KindTemplate, unchanged),
 		define[ReplacementUnqueued](KindTemplate),
 		define[VersionActivated](KindTemplate),
 		define[VersionAbandoned](KindTemplate),
@@ -61,7 +65,7 @@ func all() []Definition {
 		define[RemovalWanted](KindInstance),
 		define[CopyRemoved](KindInstance),
 
-		define[WorkOrdered](KindWork),
+		define[WorkOrdered](KindWork, unchanged),
 		define[WorkStarted](KindWork),
 		define[WorkDone](KindWork),
 		define[WorkFailed](KindWork),
@@ -76,3 +80,7 @@ func all() []Definition {
 		define[OperationFinished](KindOperation),
 	}
 }
+
+// unchanged lifts an event to a schema that only has further fields, which the
+// older one means to be absent.
+func unchanged(old json.RawMessage) (json.RawMessage, error) { return old, nil }

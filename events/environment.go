@@ -26,6 +26,8 @@ type EnvironmentDeclared struct {
 	Until     time.Time     `json:"until,omitzero"`   // when an unfinished upload is given up
 	Disks     []DiskWanted  `json:"disks,omitempty"`
 	Resources []ResourceRef `json:"resources,omitempty"`
+	Networks  int           `json:"networks,omitempty"` // how many it has; 0 in events of before networks were made
+	Machines  int           `json:"machines,omitempty"` // the same of machines
 }
 
 // EventType is the wire name.
@@ -87,16 +89,6 @@ type EnvironmentFailed struct {
 
 // EventType is the wire name.
 func (EnvironmentFailed) EventType() Type { return "environment.failed" }
-
-// PowerSet: the declared power state of one machine, or of all.
-type PowerSet struct {
-	inEnvironment
-	Machine string `json:"machine,omitempty"` // node id; empty: all machines
-	Power   string `json:"power"`
-}
-
-// EventType is the wire name.
-func (PowerSet) EventType() Type { return "environment.power-set" }
 
 // EnvironmentDeletionAccepted: it is on its way out.
 type EnvironmentDeletionAccepted struct {

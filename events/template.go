@@ -45,6 +45,7 @@ type TemplateCreated struct {
 	Keep      int         `json:"keep"`    // how many superseded versions stay
 	Choices   []Choice    `json:"choices,omitempty"`
 	Operation OperationID `json:"operation"`
+	Memory    bool        `json:"memory,omitempty"` // saved with the memory of running machines
 }
 
 // EventType is the wire name.
@@ -72,6 +73,7 @@ type ReplacementStaged struct {
 	Deadline  time.Time    `json:"deadline,omitzero"`
 	Choices   []Choice     `json:"choices,omitempty"`
 	Operation OperationID  `json:"operation"`
+	Memory    bool         `json:"memory,omitempty"` // saved with the memory of running machines
 }
 
 // EventType is the wire name.
@@ -85,6 +87,7 @@ type ReplacementQueued struct {
 	Deadline  time.Time    `json:"deadline,omitzero"`
 	Choices   []Choice     `json:"choices,omitempty"`
 	Operation OperationID  `json:"operation"`
+	Memory    bool         `json:"memory,omitempty"` // saved with the memory of running machines
 }
 
 // EventType is the wire name.

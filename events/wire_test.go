@@ -87,6 +87,26 @@ func checkShape(t *testing.T, r *Registry, d Definition) {
 	}
 }
 
+// TestOlderShapesAreWrittenAsTheyWere: an event that has only gained fields since
+// an older schema is, read and written again, what it was byte for byte.
+func TestOlderShapesAreWrittenAsTheyWere(t *testing.T) {
+	r := NewRegistry()
+	for _, e := range []Event{EnvironmentDeclared{}, PowerSet{}, TemplateCreated{}, ReplacementStaged{}, ReplacementQueued{}, WorkOrdered{}} {
+		old, err := os.ReadFile(goldenFile(e.EventType(), 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		old = bytes.TrimSuffix(old, []byte("\n"))
+		read, err := r.Decode(e.EventType(), 1, old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, _, err := r.Encode(read); err != nil || !bytes.Equal(again, old) {
+			t.Errorf("%s: %s, %v; was %s", e.EventType(), again, err, old)
+		}
+	}
+}
+
 // TestRoundTrip: whatever is written is read as it was.
 func TestRoundTrip(t *testing.T) {
 	r := NewRegistry()

@@ -25,7 +25,9 @@ const (
 	WorkCopy    WorkKind = "copy"    // come to hold a manifest's chunks, verified
 	WorkRemove  WorkKind = "remove"  // let go of an instance's chunks
 	WorkClone   WorkKind = "clone"   // make an environment's disks from an instance
-	WorkDiscard WorkKind = "discard" // let go of an environment's disks
+	WorkDiscard WorkKind = "discard" // let go of an environment's machines, network and disks
+	WorkConnect WorkKind = "connect" // make an environment's network be as its graph, edge and map say
+	WorkPower   WorkKind = "power"   // bring an environment's machines to a power state
 )
 
 // Order is what the work is about; each kind reads the fields it needs.
@@ -38,6 +40,17 @@ type Order struct {
 	Graph       Digest        `json:"graph,omitempty"`    // of an environment's graph
 	Disks       []DiskWanted  `json:"disks,omitempty"`
 	Until       time.Time     `json:"until,omitzero"`
+
+	Power   []MachinePower `json:"power,omitempty"`   // power: what is to be so; empty: all machines as they are declared
+	Cold    bool           `json:"cold,omitempty"`    // power: boot where stored memory does not fit the host's hardware
+	Timeout int            `json:"timeout,omitempty"` // power: seconds that a guest has to shut down; 0: the agent's
+	Memory  bool           `json:"memory,omitempty"`  // save: with the memory of running machines
+}
+
+// MachinePower is the power state that a machine is to be in.
+type MachinePower struct {
+	Machine string `json:"machine,omitempty"` // node id; empty: all machines
+	Power   string `json:"power"`
 }
 
 // WorkOrdered: the region is asked to do it.

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 
@@ -8,7 +9,7 @@ import (
 )
 
 // Environments answers: which environments has an account, where, in which
-// state, and which were made from a template?
+// state, which were made from a template, and how are their machines?
 //
 //	environments.environment         <environment id>                       → EnvironmentRow, deleted ones too
 //	environments.environment.place   <account> <region> <name> <id>         not deleted
@@ -16,6 +17,8 @@ import (
 //	environments.environment.region  <region> <account> <id>                not deleted
 //	environments.environment.origin  <template number> <id>                 not deleted
 //	environments.map                 <environment id>                       → EnvironmentMapRow
+//	environments.machine             <environment id> <machine>             → MachineRow, once it was seen
+//	environments.edge                <environment id>                       → EnvironmentEdgeRow, once it was set
 type Environments struct{}
 
 // EnvironmentState is how far an environment is.
@@ -39,10 +42,13 @@ type EnvironmentRow struct {
 	Name      string               `json:"name"` // slug
 	Display   string               `json:"display"`
 	State     EnvironmentState     `json:"state"`
-	Graph     events.Digest        `json:"graph"`               // as declared; once created with the disks' digests
-	Power     map[string]string    `json:"power,omitempty"`     // by machine, where it was set apart from all
-	PowerAll  string               `json:"power_all,omitempty"` // last set for all machines; empty: as the graph declares
-	Origin    *events.TemplateRef  `json:"origin,omitempty"`    // what it was made from
+	Graph     events.Digest        `json:"graph"`                   // as declared; once created with the disks' digests
+	Power     map[string]string    `json:"power,omitempty"`         // by machine, where it was set apart from all
+	PowerAll  string               `json:"power_all,omitempty"`     // last set for all machines; empty: as the graph declares
+	Machines  int                  `json:"machine_count,omitempty"` // how many it has; 0 of those from before machines ran
+	Networks  int                  `json:"network_count,omitempty"`
+	Observed  map[string]int       `json:"observed,omitempty"` // how many machines were last seen in which state
+	Origin    *events.TemplateRef  `json:"origin,omitempty"`   // what it was made from
 	Disks     []events.DiskWanted  `json:"disks,omitempty"`
 	Operation events.OperationID   `json:"operation"` // that made it
 	DeletedBy events.OperationID   `json:"deleted_operation,omitempty"`
@@ -90,10 +96,12 @@ var (
 func (Environments) Name() string { return "environments" }
 
 // Shape of the rows.
-func (Environments) Shape() int { return 2 }
+func (Environments) Shape() int { return 3 }
 
 // Tables of environments.
-func (Environments) Tables() []Described { return []Described{environments, environmentMaps} }
+func (Environments) Tables() []Described {
+	return []Described{environments, environmentMaps, environmentMachines, environmentEdges}
+}
 
 // Apply folds the facts of environments.
 func (Environments) Apply(w *Batch, r events.Record) error {
@@ -105,14 +113,27 @@ func (Environments) Apply(w *Batch, r events.Record) error {
 	switch e := fact.(type) {
 	case events.EnvironmentDeclared:
 		return create(environments, w, r, EnvironmentRow{ID: id, Account: r.Aggregate.Account, Region: r.Aggregate.Region, Name: e.Name,
-			Display: e.Display, State: EnvironmentDeclaring, Graph: e.Graph, Origin: e.Origin, Disks: e.Disks, Operation: e.Operation,
+			Display: e.Display, State: EnvironmentDeclaring, Graph: e.Graph, Origin: e.Origin, Disks: e.Disks, Operation: e.Operation, Machines: e.Machines, Networks: e.Networks,
 			Declared: stored(r), Revision: r.Revision})
 	case events.EnvironmentMapped:
 		if err := replace(environmentMaps, w, EnvironmentMapRow{id, e.Map}); err != nil {
 			return err
 		}
+	case events.MachinesObserved:
+		counts, declared, err := observe(w, r, e)
+		if err != nil {
+			return err
+		}
+		return environments.Change(w, func(row *EnvironmentRow) {
+			row.Revision = r.Revision
+			row.seen(counts, declared)
+		}, r.Aggregate.ID)
+	case events.EdgeSet:
+		if err := replace(environmentEdges, w, EnvironmentEdgeRow{id, e.Rules, e.SourcePorts, e.Open, e.Operation, stored(r)}); err != nil {
+			return err
+		}
 	case events.EnvironmentDeleted:
-		if err := environmentMaps.Delete(w, r.Aggregate.ID); err != nil {
+		if err := errors.Join(environmentMaps.Delete(w, r.Aggregate.ID), forget(w, r.Aggregate.ID)); err != nil {
 			return err
 		}
 	}
@@ -138,18 +159,22 @@ func (e *EnvironmentRow) fold(r events.Record, fact events.EnvironmentEvent) err
 	case events.EnvironmentFailed:
 		e.State, e.Cause = EnvironmentFailed, &f.Cause
 	case events.PowerSet:
-		if f.Machine == "" {
+		names := f.Names()
+		if len(names) == 0 {
 			e.PowerAll, e.Power = f.Power, nil
 			break
 		}
 		if e.Power == nil {
 			e.Power = map[string]string{}
 		}
-		e.Power[f.Machine] = f.Power
+		for _, m := range names {
+			e.Power[m] = f.Power
+		}
+	case events.EdgeSet: // in a row of its own
 	case events.EnvironmentDeletionAccepted:
 		e.State, e.DeletedBy, e.Ended = EnvironmentDeleting, f.Operation, stored(r)
 	case events.EnvironmentDeleted:
-		e.State, e.Gone = EnvironmentDeleted, stored(r)
+		e.State, e.Gone, e.Observed = EnvironmentDeleted, stored(r), nil
 	default:
 		return fmt.Errorf("environments do not know %s: %w", fact.EventType(), events.ErrUnknownEvent)
 	}

@@ -32,6 +32,9 @@ const (
 	OperationInstantiate      OperationKind = "template.instantiate" // an environment made from a template
 	OperationEnvCreate        OperationKind = "environment.create"
 	OperationEnvDelete        OperationKind = "environment.delete"
+	OperationEnvPower         OperationKind = "environment.power"
+	OperationEnvRestart       OperationKind = "environment.restart" // of machines that died
+	OperationEnvEdge          OperationKind = "environment.edge"
 	OperationRegionDrain      OperationKind = "region.drain"
 	OperationRegionRetire     OperationKind = "region.retire"
 )
@@ -301,6 +304,12 @@ func (Operations) environment(w *Batch, r events.Record, fact events.Environment
 		return leave(w, r, PartRow{Operation: e.Operation, Kind: PartEnvironment, Step: "delete", Environment: id})
 	case events.EnvironmentDeleted:
 		return change(w, r, become(PartRemoved, nil))
+	case events.PowerSet:
+		return begin(w, r, OperationRow{ID: e.Operation, Kind: OperationEnvPower, Environment: id, Region: r.Aggregate.Region})
+	case events.MachinesObserved:
+		return begin(w, r, OperationRow{ID: e.Operation, Kind: OperationEnvRestart, Environment: id, Region: r.Aggregate.Region})
+	case events.EdgeSet:
+		return begin(w, r, OperationRow{ID: e.Operation, Kind: OperationEnvEdge, Environment: id, Region: r.Aggregate.Region})
 	}
 	return nil
 }

@@ -143,6 +143,16 @@ var questions = map[string]question{
 		e, _, err := p.Environments{}.Environment(v, events.EnvironmentID(a[0]))
 		return e.PowerOf(a[1], a[2]), err
 	},
+	"machines": func(v *p.View, a []string) (any, error) {
+		return p.Environments{}.Machines(v, events.EnvironmentID(a[0]))
+	},
+	"edge": func(v *p.View, a []string) (any, error) {
+		return found(p.Environments{}.Edge(v, events.EnvironmentID(a[0])))
+	},
+	"summary": func(v *p.View, a []string) (any, error) {
+		e, _, err := p.Environments{}.Environment(v, events.EnvironmentID(a[0]))
+		return e.Summary(), err
+	},
 
 	"operation": func(v *p.View, a []string) (any, error) {
 		return found(p.Operations{}.Operation(v, events.OperationID(a[0])))

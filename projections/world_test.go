@@ -363,6 +363,14 @@ func (w *world) environment(v *worldEnvironment) {
 		say("failed", events.EnvironmentFailed{Cause: w.cause()})
 	case v.state == "mapped":
 		say("created", events.EnvironmentCreated{Graph: events.DigestOf([]byte(w.next("graph")))})
+	case v.state == "created" && n < 4:
+		seen := events.MachineState{Machine: pick(w, []string{"web", "db"}), Power: pick(w, []string{"running", "stopped", events.MachineFailed}), Accelerator: "tcg"}
+		if seen.Power == "stopped" {
+			seen.Declared = "stopped"
+		}
+		w.emit(v.at, events.MachinesObserved{Epoch: 1, Machines: []events.MachineState{seen}, Operation: w.operation()}, true)
+	case v.state == "created" && n < 6:
+		w.emit(v.at, events.EdgeSet{Rules: []events.EdgeRule{{Action: "deny", To: []string{w.next("host")}}}, Operation: w.operation()}, true)
 	case v.state == "created":
 		w.emit(v.at, events.PowerSet{Machine: pick(w, []string{"", "web", "db"}), Power: pick(w, []string{"running", "stopped"})}, true)
 	}

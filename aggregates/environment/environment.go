@@ -1,9 +1,9 @@
 // Package environment guards a virtual data center: declared, created from
-// disks that came in or from a template, its declared power states, deleted.
+// disks that came in or from a template, the power states of its machines, what
+// its edge lets through, deleted.
 package environment
 
 import (
-	"slices"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
@@ -26,7 +26,11 @@ type State struct {
 	operation events.OperationID
 	until     time.Time
 	mapped    bool
-	power     map[string]string // by machine; "" is the one for all that were set last
+	power     map[string]string // declared, by machine; "" is the one for all that were set last
+	observed  map[string]seen   // by machine
+	deaths    map[string][]time.Time
+	epoch     int // the highest that reported
+	edge      *events.EdgeSet
 }
 
 // Fold is the state after e.
@@ -41,14 +45,11 @@ func (s State) Fold(e events.EnvironmentEvent) State {
 	case events.EnvironmentFailed:
 		s.phase = failed
 	case events.PowerSet:
-		next := map[string]string{}
-		if e.Machine != "" {
-			for m, p := range s.power {
-				next[m] = p
-			}
-		}
-		next[e.Machine] = e.Power
-		s.power = next
+		s.declare(e)
+	case events.MachinesObserved:
+		s.observe(e)
+	case events.EdgeSet:
+		s.edge = &e
 	case events.EnvironmentDeletionAccepted:
 		s.phase = deleting
 	case events.EnvironmentDeleted:
@@ -181,41 +182,6 @@ func (c Expire) Decide(s State, f aggregates.Facts) (events.EnvironmentEvent, er
 		return nil, aggregates.Refuse("not-due", "environment %s has time", c.Environment)
 	}
 	return events.EnvironmentFailed{Cause: events.Cause{Code: "upload-expired", Text: "its disks did not come by " + s.until.Format(time.RFC3339), Next: "create it again"}}, nil
-}
-
-// SetPower declares the power state of one machine, or of all.
-type SetPower struct {
-	Ref
-	Machine string `json:"machine,omitempty"` // node id; empty: all machines
-	Power   string `json:"power"`
-}
-
-// Decide sets a power state that differs.
-func (c SetPower) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
-	if err := s.usable(c.Ref); err != nil {
-		return nil, err
-	}
-	if !slices.Contains([]string{"running", "suspended", "stopped", "powered-off"}, c.Power) {
-		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-power", "%q is not a power state: running, suspended, stopped or powered-off", c.Power)
-	}
-	if s.is(c.Machine, c.Power) {
-		return nil, aggregates.Already("it is %s", c.Power)
-	}
-	return events.PowerSet{Machine: c.Machine, Power: c.Power}, nil
-}
-
-// is tells whether the machine, or every one, was last declared to be so.
-func (s State) is(machine, power string) bool {
-	if machine != "" {
-		p, own := s.power[machine]
-		return own && p == power || !own && s.power[""] == power
-	}
-	for _, p := range s.power {
-		if p != power {
-			return false
-		}
-	}
-	return s.power[""] == power
 }
 
 // Delete takes the environment away.

@@ -91,7 +91,7 @@ func TestExpire(t *testing.T) {
 }
 
 func TestSetPower(t *testing.T) {
-	power := func(machine, p string) SetPower { return SetPower{ref, machine, p} }
+	power := func(machine, p string) SetPower { return SetPower{Ref: ref, Machine: machine, Power: p} }
 	facts(t, declared, created).When(power("", "running")).Then(running)
 	facts(t, declared, created).When(power("vm1", "suspended")).Then(suspended)
 	for _, p := range []string{"stopped", "powered-off"} {
@@ -105,7 +105,7 @@ func TestSetPower(t *testing.T) {
 }
 
 func TestPowerOfOneAndOfAll(t *testing.T) {
-	power := func(machine, p string) SetPower { return SetPower{ref, machine, p} }
+	power := func(machine, p string) SetPower { return SetPower{Ref: ref, Machine: machine, Power: p} }
 	facts(t, declared, created, running).When(power("", "running")).Nothing()
 	facts(t, declared, created, running).When(power("vm1", "running")).Nothing()
 	one := facts(t, declared, created, running, suspended)
@@ -137,5 +137,5 @@ func TestRecordDeleted(t *testing.T) {
 func TestAnOlderStateStaysAsItWas(t *testing.T) {
 	before := facts(t, declared, created, running, suspended)
 	before.State().Fold(events.PowerSet{Machine: "vm1", Power: "running"})
-	before.When(SetPower{ref, "vm1", "running"}).Then(events.PowerSet{Machine: "vm1", Power: "running"})
+	before.When(SetPower{Ref: ref, Machine: "vm1", Power: "running"}).Then(events.PowerSet{Machine: "vm1", Power: "running"})
 }

@@ -212,6 +212,8 @@ func (c *client) export(ctx context.Context, at string, ask region.ExportRequest
 		return err
 	}
 	defer e.close(ctx)
+	var lost []graph.Finding
+	e.Graph, lost = e.Graph.WithoutMemory()
 	m := newMeter(c.app, e.Region, "downloading")
 	open := map[string]*remoteDisk{}
 	for _, d := range e.Disks {
@@ -241,9 +243,7 @@ func (c *client) export(ctx context.Context, at string, ask region.ExportRequest
 	if err != nil {
 		return err
 	}
-	if out.Findings == nil {
-		out.Findings = []graph.Finding{}
-	}
+	out.Findings = append(append([]graph.Finding{}, lost...), out.Findings...)
 	c.app.findings(out.Findings)
 	b, err := json.Marshal(out)
 	if err != nil {

@@ -296,7 +296,7 @@ func bringFolder(path string) (brought, error) {
 	if err := json.Unmarshal(b, &out.graph); err != nil {
 		return out, fail(exitError, "graph-invalid", "%s is not a graph: %v", filepath.Join(path, graphFile), err)
 	}
-	if wrong := out.graph.Validate(); len(wrong) > 0 { // names of nodes become names of files below
+	if wrong := out.graph.Structure(); len(wrong) > 0 { // names of nodes become names of files below
 		f := fail(exitError, "graph-invalid", "the graph of %s does not hang together; nothing was done", path)
 		for _, w := range wrong {
 			f.Findings = append(f.Findings, api.Finding(w))

@@ -4,7 +4,14 @@
 // it hangs together.
 package graph
 
-import "github.com/tombolo-vdc/tombolo/events"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/tombolo-vdc/tombolo/events"
+)
 
 // NodeType is the type of a node. The ones below are built in; resource
 // services register others.
@@ -84,6 +91,19 @@ type ItemKind string
 const (
 	Disk    ItemKind = "disk"    // a block device, stored as an index of chunks
 	Setting ItemKind = "setting" // a small text, stored in the graph itself
+	Memory  ItemKind = "memory"  // of a machine that stands suspended, stored as a disk is: see MemoryRAM
+)
+
+// The items of a suspended machine's memory; both are configuration data. The
+// properties say on which hardware it was taken: memory goes on on the same only.
+const (
+	MemoryRAM     = "ram"
+	MemoryDevices = "devices"
+
+	PropertyMemoryAccelerator = "memory-accelerator"
+	PropertyMemoryMachine     = "memory-machine"
+	PropertyMemoryCPU         = "memory-cpu"
+	PropertyMemoryEmulator    = "memory-emulator"
 )
 
 // ResourceType is a type of region-bound resource, the type of a pool.
@@ -128,7 +148,7 @@ func (g Graph) Node(id string) (Node, bool) {
 	return Node{}, false
 }
 
-// DiskRef names one disk of a graph.
+// DiskRef names one disk of a graph, or another item that is stored as one.
 type DiskRef struct {
 	Node string
 	Item
@@ -138,11 +158,17 @@ type DiskRef struct {
 func (d DiskRef) Name() string { return d.Node + "/" + d.Item.Name }
 
 // Disks lists all disks, in the order of the graph.
-func (g Graph) Disks() []DiskRef {
+func (g Graph) Disks() []DiskRef { return g.items(Disk) }
+
+// Stored lists all that is kept as an index of chunks, disks and memory, in the
+// order of the graph: what is copied, verified and kept with it.
+func (g Graph) Stored() []DiskRef { return g.items(Disk, Memory) }
+
+func (g Graph) items(kinds ...ItemKind) []DiskRef {
 	var out []DiskRef
 	for _, n := range g.Nodes {
 		for _, it := range n.Items {
-			if it.Kind == Disk {
+			if slices.Contains(kinds, it.Kind) {
 				out = append(out, DiskRef{n.ID, it})
 			}
 		}
@@ -157,4 +183,91 @@ func (g Graph) Resources() []Resource {
 		out = append(out, n.Resources...)
 	}
 	return out
+}
+
+// What a machine has whose specification does not say.
+const (
+	DefaultCPUs      = 1
+	DefaultMemoryMiB = 256
+)
+
+// Limits of a machine. What a region's hosts can really run is less.
+const (
+	MaxCPUs      = 4096
+	MaxMemoryMiB = 64 << 20 // 64 TiB
+)
+
+// CPUs is how many processors the machine has.
+func (n Node) CPUs() int {
+	if cpus, err := strconv.Atoi(n.Properties["cpus"]); err == nil && cpus > 0 {
+		return cpus
+	}
+	return DefaultCPUs
+}
+
+// MemoryBytes is how much memory the machine has.
+func (n Node) MemoryBytes() int64 {
+	if mib, err := strconv.ParseInt(n.Properties["memory-mib"], 10, 64); err == nil && mib > 0 && mib <= MaxMemoryMiB {
+		return mib << 20
+	}
+	return DefaultMemoryMiB << 20
+}
+
+// Machines lists the machines that a vApp has, those of vApps within it too, in
+// the order of the graph.
+func (g Graph) Machines(vapp string) []string {
+	inside := map[string]bool{vapp: true}
+	for range g.Nodes { // each round goes one vApp deeper
+		before := len(inside)
+		for _, e := range g.Edges {
+			if e.Type == Contains && inside[e.From] {
+				inside[e.To] = true
+			}
+		}
+		if len(inside) == before {
+			break
+		}
+	}
+	var out []string
+	for _, n := range g.Nodes {
+		if n.Type == Machine && inside[n.ID] {
+			out = append(out, n.ID)
+		}
+	}
+	return out
+}
+
+// Count is how many nodes there are of a type.
+func (g Graph) Count(t NodeType) int {
+	count := 0
+	for _, n := range g.Nodes {
+		if n.Type == t {
+			count++
+		}
+	}
+	return count
+}
+
+// WithoutMemory gives the graph without the memory of suspended machines, for
+// where it cannot go: those are powered off then, as after a loss of power. The
+// findings name them.
+func (g Graph) WithoutMemory() (Graph, []Finding) {
+	out := Graph{Nodes: slices.Clone(g.Nodes), Edges: g.Edges}
+	var lost []Finding
+	for i, n := range out.Nodes {
+		if !slices.ContainsFunc(n.Items, func(it Item) bool { return it.Kind == Memory }) {
+			continue
+		}
+		n.Items = slices.DeleteFunc(slices.Clone(n.Items), func(it Item) bool { return it.Kind == Memory })
+		n.Properties = maps.Clone(n.Properties)
+		for _, name := range []string{PropertyMemoryAccelerator, PropertyMemoryMachine, PropertyMemoryCPU, PropertyMemoryEmulator} {
+			delete(n.Properties, name)
+		}
+		if n.Power == Suspended {
+			n.Power = PoweredOff
+		}
+		out.Nodes[i] = n
+		lost = append(lost, Finding{"memory-left-out", "nodes/" + n.ID, fmt.Sprintf("the memory of %s is left out: it boots when it is started", n.ID)})
+	}
+	return out, lost
 }

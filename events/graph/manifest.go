@@ -18,10 +18,10 @@ type Manifest struct {
 	Order       []string             `json:"order"` // node ids, dependencies first
 }
 
-// Bytes is the size of all disks as machines see them.
+// Bytes is the size of all disks, and of the memory, as machines see them.
 func (m Manifest) Bytes() int64 {
 	var n int64
-	for _, d := range m.Graph.Disks() {
+	for _, d := range m.Graph.Stored() {
 		n += d.Size
 	}
 	return n

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -17,12 +18,17 @@ type Spec struct {
 	Routes   []RouteSpec     `json:"routes,omitempty"` // to other environments
 	VApps    []VAppSpec      `json:"vapps,omitempty"`
 	Stores   []DatastoreSpec `json:"datastores,omitempty"`
+	Edge     *EdgeSpec       `json:"edge,omitempty"` // what crosses it, beyond what is so without rules
 }
 
 // NetworkSpec is a layer-2 network with one subnet.
 type NetworkSpec struct {
-	Name   string `json:"name"`
-	Subnet string `json:"subnet,omitempty"` // CIDR, "10.10.0.0/24"
+	Name     string `json:"name"`
+	Subnet   string `json:"subnet,omitempty"`                           // CIDR, "10.10.0.0/24"
+	Isolated bool   `json:"isolated,omitempty"`                         // nothing is routed in or out
+	Gateway  string `json:"gateway,omitempty"`                          // the subnet's first address unless said otherwise
+	DHCP     string `json:"dhcp,omitempty" enum:"on,off"`               // on, where there is a subnet, unless said otherwise
+	MTU      int    `json:"mtu,omitempty" minimum:"576" maximum:"9000"` // bytes; the region's unless said otherwise
 }
 
 // MachineSpec is a virtual machine.
@@ -52,6 +58,10 @@ type InterfaceSpec struct {
 	Network       string `json:"network"`
 	Address       string `json:"address,omitempty"`        // inside the network
 	PublicAddress string `json:"public_address,omitempty"` // "auto", or one of the region's pool
+	MAC           string `json:"mac,omitempty"`            // derived from the machine's name unless said otherwise
+	// Open is what is let in from the outside on the public address, none unless said otherwise: "tcp/80",
+	// "tcp/8080:80" (the machine's port behind the colon), "udp/53", "tcp/2000-2010".
+	Open []string `json:"open,omitempty"`
 }
 
 // GatewaySpec is a VPN gateway of a network.
@@ -71,7 +81,7 @@ type RouteSpec struct {
 	Target string `json:"target"`
 }
 
-// VAppSpec groups machines that start and stop together.
+// VAppSpec groups machines that start, stop and are secured together.
 type VAppSpec struct {
 	Name     string   `json:"name"`
 	Machines []string `json:"machines"`
@@ -92,7 +102,7 @@ func (s Spec) Graph() Graph {
 	var g Graph
 	edge := func(t EdgeType, from, to string) { g.Edges = append(g.Edges, Edge{t, from, to}) }
 	for _, n := range s.Networks {
-		g.Nodes = append(g.Nodes, Node{ID: n.Name, Type: Network, Name: n.Name})
+		g.Nodes = append(g.Nodes, Node{ID: n.Name, Type: Network, Name: n.Name, Properties: n.properties()})
 		if n.Subnet != "" {
 			id := n.Name + "-subnet"
 			g.Nodes = append(g.Nodes, Node{ID: id, Type: Subnet, Name: n.Subnet, Properties: map[string]string{"cidr": n.Subnet}})
@@ -112,10 +122,11 @@ func (s Spec) Graph() Graph {
 		}
 		for i, f := range m.Interfaces {
 			edge(Connects, m.Name, f.Network)
-			if f.Address != "" {
-				n.Properties[fmt.Sprintf("interface-%d-address", i)] = f.Address
+			for what, value := range map[string]string{"network": f.Network, "address": f.Address, "mac": f.MAC, "open": strings.Join(f.Open, " ")} {
+				if value != "" || what == "network" {
+					n.Properties[interfaceProperty(i, what)] = value
+				}
 			}
-			n.Properties[fmt.Sprintf("interface-%d-network", i)] = f.Network
 			if f.PublicAddress != "" {
 				n.Resources = append(n.Resources, Resource{ID: publicOf(m.Name, i), Type: PublicAddress, Value: unlessAuto(f.PublicAddress)})
 			}
@@ -155,7 +166,33 @@ func (s Spec) Graph() Graph {
 			edge(Contains, v.Name, m)
 		}
 	}
+	if s.Edge != nil {
+		g.Nodes = append(g.Nodes, edgeNode(s.Edge.Rules, s.Edge.SourcePorts))
+		g.Edges = append(g.Edges, g.edgeLinks()...)
+	}
 	return g
+}
+
+// properties are what differs from the default, so that a network of which
+// nothing is said is what it was before there was anything to say.
+func (n NetworkSpec) properties() map[string]string {
+	out := map[string]string{}
+	if n.Isolated {
+		out[propertyIsolated] = isTrue
+	}
+	if n.Gateway != "" {
+		out[propertyGateway] = n.Gateway
+	}
+	if n.DHCP != "" && n.DHCP != "on" {
+		out[propertyDHCP] = n.DHCP
+	}
+	if n.MTU != 0 {
+		out[propertyMTU] = strconv.Itoa(n.MTU)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
 }
 
 func diskItems(disks []DiskSpec) []Item {

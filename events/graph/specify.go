@@ -26,6 +26,11 @@ func (g Graph) Specify(name string) (Spec, []Finding) {
 			s.Gateways = append(s.Gateways, g.gatewaySpec(n))
 		case VApp:
 			s.VApps = append(s.VApps, VAppSpec{Name: n.ID, Machines: g.ends(Contains, n.ID, Machine)})
+		case InternetGateway:
+			if n.ID == EdgeID {
+				rules, _ := n.rules() // what is no rule is found to be lost
+				s.Edge = &EdgeSpec{Rules: rules, SourcePorts: n.Properties[propertySourcePorts]}
+			}
 		}
 	}
 	return s, g.lostIn(s.Graph())
@@ -43,7 +48,8 @@ func (g Graph) ends(t EdgeType, from string, of ...NodeType) []string {
 }
 
 func (g Graph) networkSpec(n Node) NetworkSpec {
-	out := NetworkSpec{Name: n.ID}
+	out := NetworkSpec{Name: n.ID, Isolated: n.Properties[propertyIsolated] == isTrue, Gateway: n.Properties[propertyGateway], DHCP: n.Properties[propertyDHCP]}
+	out.MTU, _ = strconv.Atoi(n.Properties[propertyMTU]) // what is no number is found to be lost
 	for _, id := range g.ends(Contains, n.ID, Subnet) {
 		subnet, _ := g.Node(id)
 		out.Subnet = subnet.Properties["cidr"]
@@ -56,11 +62,15 @@ func (g Graph) machineSpec(n Node) MachineSpec {
 	out.CPUs, _ = strconv.Atoi(n.Properties["cpus"]) // what is no number is found to be lost
 	out.MemoryMiB, _ = strconv.Atoi(n.Properties["memory-mib"])
 	for i := 0; ; i++ {
-		network, ok := n.Properties[fmt.Sprintf("interface-%d-network", i)]
+		network, ok := n.Properties[interfaceProperty(i, "network")]
 		if !ok {
 			return out
 		}
-		f := InterfaceSpec{Network: network, Address: n.Properties[fmt.Sprintf("interface-%d-address", i)]}
+		f := InterfaceSpec{Network: network, Address: n.Properties[interfaceProperty(i, "address")], MAC: n.Properties[interfaceProperty(i, "mac")],
+			Open: strings.Fields(n.Properties[interfaceProperty(i, "open")])}
+		if len(f.Open) == 0 {
+			f.Open = nil
+		}
 		if n.has(publicOf(n.ID, i)) {
 			f.PublicAddress = auto
 		}

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 )
 
@@ -11,17 +12,19 @@ import (
 func everything() graph.Spec {
 	return graph.Spec{
 		Name:     "Everything",
-		Networks: []graph.NetworkSpec{{Name: "front"}, {Name: "back", Subnet: "10.0.0.0/24"}},
+		Networks: []graph.NetworkSpec{{Name: "front"}, {Name: "back", Subnet: "10.0.0.0/24", Gateway: "10.0.0.254", MTU: 1400}, {Name: "quiet", Subnet: "10.0.1.0/24", Isolated: true, DHCP: "off"}},
 		Machines: []graph.MachineSpec{
 			{Name: "web", Power: graph.Running, CPUs: 2, MemoryMiB: 512, DependsOn: []string{"db", "store"},
 				Disks:      []graph.DiskSpec{{Name: "root", Size: 4096, Class: graph.TemplateData}, {Name: "data", Size: 8192, Class: graph.ProductionData}},
-				Interfaces: []graph.InterfaceSpec{{Network: "front", PublicAddress: "auto"}, {Network: "back", Address: "10.0.0.2", PublicAddress: "auto"}}},
+				Interfaces: []graph.InterfaceSpec{{Network: "front", PublicAddress: "auto"}, {Network: "back", Address: "10.0.0.2", PublicAddress: "auto", MAC: "52:54:00:aa:bb:cc", Open: []string{"tcp/80", "udp/53"}}}},
 			{Name: "db", Power: graph.PoweredOff},
 		},
 		Gateways: []graph.GatewaySpec{{Name: "vpn", Network: "back", Endpoint: "auto", Address: "web", Peer: "192.0.2.1"}},
 		Routes:   []graph.RouteSpec{{Name: "partner", From: "web", Target: "192.0.2.9"}},
 		VApps:    []graph.VAppSpec{{Name: "tier", Machines: []string{"web", "db"}}},
-		Stores:   []graph.DatastoreSpec{{Name: "store", Disks: []graph.DiskSpec{{Name: "files", Size: 512, Class: graph.ConfigurationData}}}},
+		Edge: &graph.EdgeSpec{SourcePorts: "20000-29999", Rules: []events.EdgeRule{
+			{Action: "allow", Protocol: "tcp", From: []string{"outside"}, To: []string{"tier"}, Ports: []string{"22", "8000-8100"}}, {Action: "deny"}}},
+		Stores: []graph.DatastoreSpec{{Name: "store", Disks: []graph.DiskSpec{{Name: "files", Size: 512, Class: graph.ConfigurationData}}}},
 	}
 }
 
@@ -55,7 +58,7 @@ func TestSpecifyNamesWhatItHasNoWordsFor(t *testing.T) {
 			g.Nodes = append(g.Nodes, graph.Node{ID: "mail", Type: "mail-server", Name: "mail"})
 		}, "nodes/mail"},
 		{"a display name", func(g *graph.Graph) { g.Nodes[0].Name = "Front network" }, "nodes/front"},
-		{"a property", func(g *graph.Graph) { g.Nodes[0].Properties = map[string]string{"mtu": "9000"} }, "nodes/front"},
+		{"a property", func(g *graph.Graph) { g.Nodes[0].Properties = map[string]string{"vlan": "12"} }, "nodes/front"},
 		{"memory that is no number", func(g *graph.Graph) {
 			for i := range g.Nodes {
 				if g.Nodes[i].ID == "web" {

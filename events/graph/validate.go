@@ -3,6 +3,7 @@ package graph
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tombolo-vdc/tombolo/events"
@@ -22,8 +23,38 @@ const (
 )
 
 // Validate lists everything that is wrong, not only the first thing; nothing
-// means that the graph hangs together.
+// means that the graph hangs together and its networks can be made.
 func (g Graph) Validate() []Finding {
+	out := g.Structure()
+	if len(g.Nodes) > MaxNodes {
+		return out
+	}
+	_, wrong := g.Networking()
+	out = append(append(out, wrong...), g.hardware()...)
+	slices.SortStableFunc(out, func(a, b Finding) int { return strings.Compare(a.Path, b.Path) })
+	return out
+}
+
+// hardware finds machines that no host could have.
+func (g Graph) hardware() []Finding {
+	var out []Finding
+	for _, n := range g.Nodes {
+		for _, has := range []struct {
+			property string
+			most     int64
+		}{{"cpus", MaxCPUs}, {"memory-mib", MaxMemoryMiB}} {
+			text, said := n.Properties[has.property]
+			if v, err := strconv.ParseInt(text, 10, 64); n.Type == Machine && said && (err != nil || v < 1 || v > has.most) {
+				out = append(out, Finding{"bad-hardware", "nodes/" + n.ID, fmt.Sprintf("%s is %q: a whole number from 1 to %d is meant", has.property, text, has.most)})
+			}
+		}
+	}
+	return out
+}
+
+// Structure lists what does not hang together: names, items, resources, edges.
+// It is the part of Validate that holds for graphs of any time and origin.
+func (g Graph) Structure() []Finding {
 	v := validation{graph: g, nodes: map[string]Node{}, resources: map[string]Resource{}}
 	if len(g.Nodes) == 0 {
 		v.add("graph-empty", "nodes", "an environment has at least one node")
@@ -96,7 +127,7 @@ func (v *validation) node(n Node) {
 		items[it.Name] = it
 	}
 	for _, it := range n.Items {
-		v.item(path+"/items/"+it.Name, it, items)
+		v.item(n.ID, path+"/items/"+it.Name, it, items)
 	}
 	for _, r := range n.Resources {
 		rpath := path + "/resources/" + r.ID
@@ -113,7 +144,7 @@ func (v *validation) node(n Node) {
 	}
 }
 
-func (v *validation) item(path string, it Item, all map[string]Item) {
+func (v *validation) item(node, path string, it Item, all map[string]Item) {
 	if !events.IsToken(it.Name) {
 		v.add("bad-name", path, "%q is not an item name: use a-z, 0-9 and -, at most 63", it.Name)
 	}
@@ -129,8 +160,18 @@ func (v *validation) item(path string, it Item, all map[string]Item) {
 			v.add("bad-digest", path, "%q is not a digest", it.Digest)
 		}
 	case Setting:
+	case Memory:
+		if v.nodes[node].Type != Machine || it.Class != ConfigurationData || it.Name != MemoryRAM && it.Name != MemoryDevices {
+			v.add("bad-memory", path, "memory is configuration data of a machine, called %s or %s", MemoryRAM, MemoryDevices)
+		}
+		if it.Size <= 0 || it.Size > MaxDiskSize {
+			v.add("bad-size", path, "memory has a size from 1 to %d bytes; this one says %d", int64(MaxDiskSize), it.Size)
+		}
+		if it.Digest != "" && !it.Digest.Valid() {
+			v.add("bad-digest", path, "%q is not a digest", it.Digest)
+		}
 	default:
-		v.add("bad-type", path, "%q is not a kind of item: disk or setting", it.Kind)
+		v.add("bad-type", path, "%q is not a kind of item: disk, setting or memory", it.Kind)
 	}
 	if it.Base != "" {
 		if base, ok := all[it.Base]; !ok || base.Kind != Disk || base.Base != "" || it.Kind != Disk {

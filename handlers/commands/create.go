@@ -201,6 +201,9 @@ func findings(g graph.Graph) []graph.Finding {
 	out := g.Validate()
 	for _, n := range g.Nodes {
 		for _, it := range n.Items {
+			if it.Kind == graph.Memory {
+				out = append(out, graph.Finding{Code: "memory-not-allowed", Path: "nodes/" + n.ID + "/items/" + it.Name, Text: "a new environment's machines boot: memory comes with a template only"})
+			}
 			if it.Digest != "" {
 				out = append(out, graph.Finding{Code: "digest-not-allowed", Path: "nodes/" + n.ID + "/items/" + it.Name, Text: "a new environment's disks come as bytes, not by digest"})
 			}

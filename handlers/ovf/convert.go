@@ -57,12 +57,13 @@ type conversion struct {
 	taken    map[string]bool   // node ids
 	networkN map[string]string // network name → node id
 	attached map[string]string // disk id → the machine that has it
+	macs     map[string]bool   // that interfaces have
 }
 
 // convert gives nodes and edges for what the descriptor says (DSP0243 clauses 7 to 9). With diskless, disks whose
 // content would come from a file are left out, each with a finding.
 func convert(d *descriptor, diskless bool) (*conversion, error) {
-	c := &conversion{descriptor: d, diskless: diskless, taken: map[string]bool{}, networkN: map[string]string{}, attached: map[string]string{}}
+	c := &conversion{descriptor: d, diskless: diskless, taken: map[string]bool{}, networkN: map[string]string{}, attached: map[string]string{}, macs: map[string]bool{}}
 	for _, name := range d.networks {
 		if _, twice := c.networkN[name]; twice {
 			return nil, refuse(CodeInvalid, "two networks are called %q (DSP0243 9.2)", name)
@@ -84,7 +85,7 @@ func convert(d *descriptor, diskless bool) (*conversion, error) {
 	if err := c.unattached(); err != nil {
 		return nil, err
 	}
-	if wrong := c.graph.Validate(); len(wrong) > 0 {
+	if wrong := c.graph.Structure(); len(wrong) > 0 {
 		return nil, refuse(CodeInvalid, "%s: %s (%s)", wrong[0].Path, wrong[0].Text, wrong[0].Code)
 	}
 	return c, nil

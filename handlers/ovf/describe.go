@@ -310,7 +310,7 @@ func (d *description) hardware(n *graph.Node) *element {
 		s.add(e)
 		return id
 	}
-	cpus, memory := cmp.Or(n.Properties[propertyCPUs], "1"), cmp.Or(n.Properties[propertyMemory], "512")
+	cpus, memory := strconv.Itoa(n.CPUs()), strconv.FormatInt(n.MemoryBytes()>>20, 10)
 	item(map[string]string{"AllocationUnits": "hertz * 10^6", "Description": "Number of virtual CPUs", "ElementName": cpus + " virtual CPU(s)",
 		"ResourceType": "3", "VirtualQuantity": cpus})
 	item(map[string]string{"AllocationUnits": "byte * 2^20", "Description": "Memory size", "ElementName": memory + " MB of memory",

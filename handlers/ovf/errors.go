@@ -57,6 +57,7 @@ const (
 	FoundNoManifest     = "ovf-no-manifest"
 	FoundWeakDigest     = "ovf-weak-digest"
 	FoundExtrasStale    = "ovf-graph-section-stale"
+	FoundMAC            = "ovf-mac-not-kept"
 	FoundOldFormat      = "ovf-old-format"
 )
 

@@ -38,7 +38,7 @@ func (p *Package) restore(d *descriptor) error {
 	if err := json.Unmarshal([]byte(section.value("Graph")), &x); err != nil {
 		return refuseFor(err, CodeInvalid, "the section %s cannot be read: remove it to import without it", sectionExtras)
 	}
-	if wrong := x.Graph.Validate(); len(wrong) > 0 {
+	if wrong := x.Graph.Structure(); len(wrong) > 0 {
 		return refuse(CodeInvalid, "the section %s holds a graph that is wrong: %s: %s", sectionExtras, wrong[0].Path, wrong[0].Text)
 	}
 	idOf := map[string]string{}

@@ -210,7 +210,15 @@ func (c *conversion) connect(id string, i int, it item) error {
 	}
 	n := c.node(id)
 	if mac, err := net.ParseMAC(it.value("Address")); err == nil {
-		c.set(n, interfaceProperty(i, "mac"), mac.String())
+		switch text := mac.String(); {
+		case len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{}:
+			c.find(FoundMAC, "nodes/"+id, "no machine can have the MAC %s: interface %d gets another one", text, i)
+		case c.macs[text]:
+			c.find(FoundMAC, "nodes/"+id, "the MAC %s stands twice in the package: interface %d gets another one", text, i)
+		default:
+			c.macs[text] = true
+			c.set(n, interfaceProperty(i, "mac"), text)
+		}
 	}
 	c.set(n, interfaceProperty(i, "model"), strings.ToLower(it.value("ResourceSubType")))
 	for _, e := range it.all("Connection") {

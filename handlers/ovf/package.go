@@ -202,7 +202,7 @@ func (p *Package) openBare(name string, head []byte) error {
 	p.graph.Nodes = []graph.Node{{ID: id, Type: graph.Machine, Name: title, Power: graph.Running,
 		Items: []graph.Item{{Name: "disk", Class: graph.ProductionData, Kind: graph.Disk, Size: image.Size()}}}}
 	p.disks = []Disk{{Node: id, Item: "disk", File: p.bareImage, Size: image.Size(), Kind: image.Format(), ref: fileRef{href: p.bareImage, size: s.size}}}
-	if wrong := p.graph.Validate(); len(wrong) > 0 {
+	if wrong := p.graph.Structure(); len(wrong) > 0 {
 		return refuse(CodeInvalid, "%s: %s", wrong[0].Path, wrong[0].Text)
 	}
 	return nil

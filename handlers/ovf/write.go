@@ -57,7 +57,8 @@ func (o WriteOptions) DiskFile(target string, n int) string {
 // folder. It appears under its name when it is whole; nothing is left behind otherwise. Equal input gives equal bytes.
 //
 // Open of the package gives the same graph again, because what OVF has no words for is in a section of our own, but for
-// the digests of disks, which belong to the place they were stored in.
+// the digests of disks, which belong to the place they were stored in, and the memory of suspended machines, which no
+// package has: they come back powered off (graph.Graph.WithoutMemory).
 //
 // Errors: CodeExists, CodeNotExportable, CodeSignerUnusable, those of the disks and of writing.
 func Write(ctx context.Context, target string, g graph.Graph, content map[string]Source, options WriteOptions) error {
@@ -134,7 +135,8 @@ func writeFiles(ctx context.Context, dir string, g graph.Graph, content map[stri
 	if options.Name != filepath.Base(options.Name) || strings.ContainsAny(options.Name, "()=\\\n") || strings.HasPrefix(options.Name, ".") {
 		return nil, refuse(CodeNotExportable, "%q cannot be the name of a package", options.Name)
 	}
-	if wrong := g.Validate(); len(wrong) > 0 {
+	g, _ = g.WithoutMemory()
+	if wrong := g.Structure(); len(wrong) > 0 {
 		return nil, refuse(CodeNotExportable, "the graph is wrong: %s: %s", wrong[0].Path, wrong[0].Text)
 	}
 	if options.Signer != nil {
