@@ -24,7 +24,7 @@ const (
 	MachineExists      Code = "machine-exists"       // it is there with another specification
 	MachineInvalid     Code = "machine-invalid"      // a specification that no machine can have
 	MemoryShort        Code = "memory-short"         // more memory is asked for than the host, or the region's limit, has left
-	MachineFailed      Code = "machine-failed"       // the process did not start, or ended; the text has its last words
+	MachineFailed      Code = "machine-failed"       // the process did not start, does not answer, or ended; the text has its last words
 	MachineNotPaused   Code = "machine-not-paused"   // only a paused machine's memory can be taken
 	MemoryIncompatible Code = "memory-incompatible"  // the memory was taken on other hardware than this host gives
 	StopTimedOut       Code = "stop-timed-out"       // the guest did not shut down in time; it goes on running
@@ -42,7 +42,8 @@ func Wrap(code Code, err error, format string, args ...any) error {
 	return fault.Wrap(code, err, format, args...)
 }
 
-// ID names a machine of a region: the environment and the node of its graph, both tokens.
+// ID names a machine of a region: the environment and the node of its graph, both tokens (letters, digits, '.', '_', '-'; the
+// first a letter or a digit; at most 100 bytes).
 type ID struct{ Environment, Machine string }
 
 // String is "<environment>/<machine>".
@@ -91,7 +92,7 @@ type Hardware struct {
 type Memory struct {
 	Hardware Hardware
 	RAM      io.ReaderAt // Spec.Memory bytes
-	Extents  []Extent    // of RAM where it may differ from zeros; nil: everywhere
+	Extents  []Extent    // of RAM where it may differ from zeros, in order; nil: everywhere
 	Devices  []byte      // in the emulator's own format
 }
 
@@ -120,8 +121,8 @@ type End string
 // The ends.
 const (
 	EndGuest   End = "guest-shutdown" // the guest switched itself off
-	EndKilled  End = "killed"         // by Kill
-	EndCrashed End = "crashed"        // anything else
+	EndKilled  End = "killed"         // by Kill; the last that Watch tells of a machine, which is not there any more
+	EndCrashed End = "crashed"        // anything else: the process died, or the guest's kernel said that it cannot go on
 )
 
 // Status is what the host shows of a machine.
@@ -156,14 +157,15 @@ type Reader interface {
 	// Status gives one. Error: machine-unknown.
 	Status(ctx context.Context, id ID) (Status, error)
 	// Watch calls each, in order, with every change of state that the driver sees, until the context ends; first with
-	// the states as they are.
+	// the states as they are. A slow one holds up nobody else. It gives the context's error.
 	Watch(ctx context.Context, each func(Status)) error
-	// Console joins the machine's serial line: what it said last comes first, at most ConsoleHistory bytes. Several may join.
-	// Error: machine-unknown.
+	// Console joins the machine's serial line: what it said last comes first, at most ConsoleHistory bytes, also what an
+	// earlier agent heard. Several may join; who reads slower than the machine speaks misses what is older than the history.
+	// Reading from one that has ended gives the history and then io.EOF. Error: machine-unknown.
 	Console(ctx context.Context, id ID) (io.ReadWriteCloser, error)
-	// Display opens a connection that speaks RFB 3.8 (RFC 6143). Error: machine-unknown.
+	// Display opens a connection that speaks RFB 3.8 (RFC 6143). Errors: machine-unknown, machine-failed.
 	Display(ctx context.Context, id ID) (io.ReadWriteCloser, error)
-	// Screenshot gives the screen as a PNG. Error: machine-unknown.
+	// Screenshot gives the screen as a PNG. Errors: machine-unknown, machine-failed.
 	Screenshot(ctx context.Context, id ID) ([]byte, error)
 }
 
@@ -174,21 +176,24 @@ const ConsoleHistory = 64 << 10
 // done once. A call of an agent with an older epoch than one seen is refused: stale-epoch.
 type Writer interface {
 	// Start makes the process with its processors standing still: with memory nil as after power-on, else as it was when
-	// the memory was taken. One that is there with the same specification (owner and epoch aside) is left as it is.
+	// the memory was taken. One that is there with the same specification (owner and epoch aside) is left as it is; what an
+	// ended one, or a Start that was broken off, left is removed first.
 	// Errors: machines-unavailable, machine-exists, machine-invalid, memory-short, machine-failed, memory-incompatible. After
 	// an error nothing of it is left.
 	Start(ctx context.Context, s Spec, m *Memory) error
-	// Adopt serves the disks of machines that run already and were started by an agent that is gone.
+	// Adopt serves the disks of machines that run already and were started by an agent that is gone, and ends processes of
+	// machines that the driver has with another process. A disk that cannot be served is in the error; the others are.
 	Adopt(ctx context.Context, epoch int) error
 	// Continue lets the processors run, Pause stops them: of all the machines as near to the same moment as can be. When
 	// Pause has returned, all that guests wrote before has reached their disks. An error leaves them as they were.
-	// Error: machine-unknown.
+	// Errors: machine-unknown, machine-failed.
 	Continue(ctx context.Context, epoch int, ids ...ID) error
 	Pause(ctx context.Context, epoch int, ids ...ID) error
 	// Capture takes the memory of a paused machine, which may continue at once when it has returned, or be killed.
-	// Errors: machine-not-paused, machine-unknown.
+	// Taken again, without Continue between, it is the same. Errors: machine-not-paused, machine-unknown, machine-failed.
 	Capture(ctx context.Context, epoch int, id ID) (*Capture, error)
-	// Stop asks the guest to shut down, and waits until the process has ended. Error: stop-timed-out when the context ends before.
+	// Stop asks the guest to shut down, and waits until the process has ended; what it leaves is removed by Kill. Errors:
+	// stop-timed-out when the context ends before, machine-unknown, machine-failed when it ended otherwise.
 	Stop(ctx context.Context, epoch int, id ID) error
 	// Kill ends the process at once and removes everything of the machine from the host, also of one that has ended. One
 	// that is not there: nothing.
