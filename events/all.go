@@ -67,7 +67,7 @@ func all() []Definition {
 
 		define[WorkOrdered](KindWork, unchanged),
 		define[WorkStarted](KindWork),
-		define[WorkDone](KindWork),
+		define[WorkDone](KindWork, unchanged),
 		define[WorkFailed](KindWork),
 		define[WorkUndoOrdered](KindWork),
 		define[WorkUndone](KindWork),

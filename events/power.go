@@ -55,6 +55,7 @@ const MachineFailed = "failed"
 const (
 	CauseGuestShutdown = "guest-shutdown" // the guest switched itself off
 	CauseCrashed       = "crashed"        // the machine's process ended, and nobody had asked for it
+	CauseRegionStopped = "region-stopped" // it was suspended because its region's agent was told to end
 )
 
 // Verdict is a policy's decision, as it was taken.

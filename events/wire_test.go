@@ -91,7 +91,7 @@ func checkShape(t *testing.T, r *Registry, d Definition) {
 // an older schema is, read and written again, what it was byte for byte.
 func TestOlderShapesAreWrittenAsTheyWere(t *testing.T) {
 	r := NewRegistry()
-	for _, e := range []Event{EnvironmentDeclared{}, PowerSet{}, TemplateCreated{}, ReplacementStaged{}, ReplacementQueued{}, WorkOrdered{}} {
+	for _, e := range []Event{EnvironmentDeclared{}, PowerSet{}, TemplateCreated{}, ReplacementStaged{}, ReplacementQueued{}, WorkOrdered{}, WorkDone{}} {
 		old, err := os.ReadFile(goldenFile(e.EventType(), 1))
 		if err != nil {
 			t.Fatal(err)

@@ -83,6 +83,7 @@ type Result struct {
 	Stored    int64         `json:"stored,omitempty"`   // new to the store
 	Freed     int64         `json:"freed,omitempty"`
 	Location  string        `json:"location,omitempty"`
+	PauseMS   int64         `json:"pause_ms,omitempty"` // milliseconds that machines stood still
 	Resources []ResourceRef `json:"resources,omitempty"`
 }
 

@@ -26,6 +26,8 @@ type Host interface {
 	Reap(ctx context.Context, e region.Effect) error
 	Scrub(ctx context.Context) (region.Scrubbed, error)
 	Counts() region.Counts
+	HostState(ctx context.Context) (region.HostState, error)
+	HostLoad(ctx context.Context) (region.HostState, error)
 }
 
 // Orphan is something on a region's host that no order owns.
@@ -60,7 +62,13 @@ type reapInput struct {
 	}
 }
 
-type scrubInput struct {
+// RegionHost is what a region's host can do, and does now.
+type RegionHost struct {
+	Region events.RegionID `json:"region"`
+	region.HostState
+}
+
+type oneHost struct {
 	Scope
 	Region string `path:"region" doc:"id, name or alias"`
 }
@@ -69,6 +77,7 @@ func (s *Server) hostRoutes() {
 	administer(s, http.MethodGet, "/v1/orphans", "list-orphans", "What is on the regions' hosts that no order owns", s.orphans)
 	administer(s, http.MethodPost, "/v1/orphans/reap", "reap-orphans", "Remove what no order owns; answers what was removed", s.reap)
 	administer(s, http.MethodPost, "/v1/regions/{region}/scrub", "scrub-region", "Read back everything in the region's store; what is damaged is fetched again", s.scrub)
+	administer(s, http.MethodGet, "/v1/regions/{region}/host", "show-host", "What the region's host can run, and what its machines and networks do now", s.host)
 }
 
 // administer registers what administrators ask of hosts: neither a read of the
@@ -157,7 +166,7 @@ func (s *Server) reap(ctx context.Context, in *reapInput) (Orphans, error) {
 	return out, nil
 }
 
-func (s *Server) scrub(ctx context.Context, in *scrubInput) (Scrub, error) {
+func (s *Server) scrub(ctx context.Context, in *oneHost) (Scrub, error) {
 	r, err := s.knownRegion(ctx, in.Region)
 	if err != nil {
 		return Scrub{}, err
@@ -168,6 +177,19 @@ func (s *Server) scrub(ctx context.Context, in *scrubInput) (Scrub, error) {
 		return out, err
 	}
 	return out, s.askRegion(ctx, r, http.MethodPost, "/v1/regions/"+url.PathEscape(string(r))+"/scrub", struct{}{}, &out)
+}
+
+func (s *Server) host(ctx context.Context, in *oneHost) (RegionHost, error) {
+	r, err := s.knownRegion(ctx, in.Region)
+	if err != nil {
+		return RegionHost{}, err
+	}
+	out := RegionHost{Region: r}
+	if s.Host != nil {
+		out.HostState, err = s.Host.HostState(ctx)
+		return out, err
+	}
+	return out, s.askRegion(ctx, r, http.MethodGet, "/v1/regions/"+url.PathEscape(string(r))+"/host", struct{}{}, &out)
 }
 
 const regionUnreachable = "region-unreachable"
@@ -236,5 +258,6 @@ func hostMetrics(h Host) []prometheus.Collector {
 		count("tombolo_orphans_reaped_total", "What the janitor or a person removed that no order owned.", func(c region.Counts) int64 { return c.Reaped }),
 		count("tombolo_scrubs_total", "How often the store was read back.", func(c region.Counts) int64 { return c.Scrubs }),
 		count("tombolo_scrub_damaged_chunks_total", "Chunks that did not match their digests.", func(c region.Counts) int64 { return c.Damaged }),
+		newGuestMetrics(h),
 	}
 }

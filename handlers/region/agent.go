@@ -33,6 +33,7 @@ type Agent struct {
 	cfg    Config
 	lock   *os.File
 	id     string
+	kinds  map[events.WorkKind]kind
 	store  chunks.Store
 	cache  *chunks.Cache
 	ready  *readyDisks
@@ -47,6 +48,7 @@ type Agent struct {
 	uploads                        *uploads
 	exports                        *exports
 	devices                        *devices
+	guests                         *guests
 	nudge                          chan struct{} // something changed that the journal does not tell
 	owned                          chan struct{} // closed once the region is this agent's
 
@@ -70,7 +72,7 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if cfg.ScrubEvery == 0 {
 		cfg.ScrubEvery = DefaultScrubEvery
 	}
-	a := &Agent{cfg: cfg, scrubbing: make(chan struct{}, 1), nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
+	a := &Agent{cfg: cfg, kinds: kinds(), scrubbing: make(chan struct{}, 1), nudge: make(chan struct{}, 1), owned: make(chan struct{}), jobs: map[events.WorkID]*running{}}
 	defer func() {
 		if err != nil {
 			a.Close()
@@ -123,7 +125,11 @@ func Open(cfg Config) (_ *Agent, err error) {
 	if a.exports, err = openExports(context.Background(), a); err != nil {
 		return nil, err
 	}
-	return a, a.devices.openAll(context.Background())
+	if err := a.devices.openAll(context.Background()); err != nil {
+		return nil, err
+	}
+	a.guests, err = openGuests(context.Background(), a)
+	return a, err
 }
 
 // openTransfer prepares what moves chunks between this region and others.
@@ -238,9 +244,10 @@ func (a *Agent) Ready(ctx context.Context) error {
 }
 
 // Run serves, follows the journal and works until the context ends, or the
-// region is lost to another epoch (stale-epoch).
-func (a *Agent) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+// region is lost to another epoch (stale-epoch). When it is told to end, running
+// machines are suspended, unless they are to be left.
+func (a *Agent) Run(told context.Context) error {
+	g, ctx := errgroup.WithContext(told)
 	g.Go(func() error { return a.feed.Run(ctx, a.intake) })
 	g.Go(func() error { return a.serveTransfer(ctx) })
 	g.Go(func() error { return a.serveHTTP(ctx) })
@@ -256,11 +263,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		close(a.owned)
 		return a.schedule(ctx)
 	})
+	g.Go(func() error { return a.whenOurs(ctx, a.guests.run) })
 	g.Go(func() error { return a.whenOurs(ctx, a.keepClean) })
 	g.Go(func() error { return a.whenOurs(ctx, a.scrubRegularly) })
 	err := g.Wait()
-	if errors.Is(err, context.Canceled) {
-		return nil
+	if errors.Is(err, context.Canceled) && told.Err() != nil {
+		return a.guests.rest(told)
 	}
 	return err
 }
@@ -279,6 +287,7 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 	mux := http.NewServeMux()
 	a.uploads.register(mux)
 	a.exports.register(mux)
+	a.guests.registerConsoles(mux)
 	if a.cfg.HTTP != nil {
 		mux.Handle("/", a.cfg.HTTP(a))
 	}
@@ -305,6 +314,9 @@ func (a *Agent) Close() error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if a.guests != nil { // before the disks that they use
+		errs = append(errs, a.guests.close())
 	}
 	if a.devices != nil {
 		errs = append(errs, a.devices.close())

@@ -45,6 +45,9 @@ func (a *Agent) dropEnvironment(ctx context.Context, id events.EnvironmentID) er
 	if err := os.RemoveAll(a.environmentPath(id, "graph.json")); err != nil {
 		return err
 	}
+	if err := a.guests.discard(ctx, id); err != nil {
+		return err
+	}
 	done := a.around(RemoveEnvironment)
 	if err := a.devices.host.Discard(string(id)); err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"github.com/tombolo-vdc/tombolo/events/journal"
 	"github.com/tombolo-vdc/tombolo/handlers/documents"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
+	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -71,6 +73,16 @@ type Config struct {
 	// *trust.Error, or why they may not.
 	Authorize func(r *http.Request, feed *projections.Feed, environment events.EnvironmentID) (events.AccountID, error)
 
+	// Machines opens what runs the region's machines, in a directory of its own that
+	// it may make; nil: the region runs none. Networks opens what makes its networks,
+	// and calls lost when they are gone without anybody having asked; nil: none.
+	Machines func(dir string, disks machines.Disks) (machines.Driver, error)
+	Networks func(dir string, lost func()) (networks.Substrate, error)
+
+	// LeaveRunning: when Run is told to end, machines go on running, to be adopted by
+	// the next agent of this directory.
+	LeaveRunning bool
+
 	LinkBytesPerSecond int64 // cap for what each link brings in; 0: none
 	CacheBytes         int64 // memory for decompressed chunks; 0: the default
 	Slots              int   // pieces of work at once; 0: DefaultSlots
@@ -99,11 +111,18 @@ const (
 	RemoveManifest    Change = "remove-manifest"
 	RemoveEnvironment Change = "remove-environment"
 	RemoveUpload      Change = "remove-upload"
+	ApplyNetwork      Change = "apply-network"
+	RemoveNetwork     Change = "remove-network"
+	StartMachine      Change = "start-machine"
+	ContinueMachines  Change = "continue-machines"
+	PauseMachines     Change = "pause-machines"
+	KillMachine       Change = "kill-machine"
 )
 
 // Changes lists them all.
 func Changes() []Change {
-	return []Change{CreateVolumes, FreezeVolumes, RebaseVolumes, KeepOrder, KeepGraph, KeepManifest, RemoveManifest, RemoveEnvironment, RemoveUpload}
+	return []Change{CreateVolumes, FreezeVolumes, RebaseVolumes, KeepOrder, KeepGraph, KeepManifest, RemoveManifest, RemoveEnvironment, RemoveUpload,
+		ApplyNetwork, RemoveNetwork, StartMachine, ContinueMachines, PauseMachines, KillMachine}
 }
 
 // DefaultGrace is how long the janitor looks at an orphan before it reaps it.

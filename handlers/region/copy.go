@@ -38,10 +38,7 @@ func (j *job) fetch(ctx context.Context) (events.Result, error) {
 		return events.Result{}, err
 	}
 	result := events.Result{Manifest: j.Order.Manifest, Bytes: m.Bytes(), Location: j.slot()}
-	root := chunks.Root{Name: instanceRoot(j), Owner: string(j.Work)}
-	for _, d := range m.Graph.Disks() {
-		root.Indexes = append(root.Indexes, chunks.Digest(d.Digest))
-	}
+	root := chunks.Root{Name: instanceRoot(j), Owner: string(j.Work), Indexes: indexesOf(m.Graph)}
 	if len(root.Indexes) > 0 {
 		if err := j.pull(ctx, root.Indexes, &result); err != nil {
 			return events.Result{}, err

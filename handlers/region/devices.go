@@ -152,10 +152,11 @@ func joined(indexes []chunks.Digest) string {
 	return b.String()
 }
 
-// indexesOf lists the disks' digests, in the order of the graph.
+// indexesOf lists the digests of all that is stored of the graph, disks and
+// memory, in its order.
 func indexesOf(g graph.Graph) []chunks.Digest {
 	var out []chunks.Digest
-	for _, d := range g.Disks() {
+	for _, d := range g.Stored() {
 		out = append(out, chunks.Digest(d.Digest))
 	}
 	return out

@@ -19,9 +19,9 @@ import (
 // Effect is one thing that this agent finds on its host, with the order that
 // it was made for.
 type Effect struct {
-	Kind  string        `json:"kind"` // "root", "hold", "upload", "export", "environment"
+	Kind  string        `json:"kind"` // "root", "hold", "upload", "export", "environment", "machine", "network"
 	Name  string        `json:"name"`
-	Owner events.WorkID `json:"owner"` // of an export: its own id
+	Owner events.WorkID `json:"owner"` // of an export: its own id; of a machine and a network: the order that made the environment
 }
 
 // Inventory lists what is really there, from the host alone.
@@ -67,7 +67,8 @@ func (a *Agent) Inventory(ctx context.Context) ([]Effect, error) {
 		}
 		out = append(out, Effect{"environment", e.Name(), orderOf(owner)})
 	}
-	return out, nil
+	running, err := a.guests.inventory(ctx)
+	return append(out, running...), err
 }
 
 // orderOf reads the id of the order that made an environment.
@@ -216,6 +217,11 @@ func (a *Agent) remove(ctx context.Context, e Effect) (err error) {
 		err = a.uploads.drop(e.Owner)
 	case "export":
 		err = a.exports.drop(ctx, e.Name)
+	case "machine":
+		environment, machine, _ := strings.Cut(e.Name, "/")
+		err = a.guests.machines.Kill(ctx, a.guests.epoch(), machineID(events.EnvironmentID(environment), machine))
+	case "network":
+		err = a.guests.networks.Remove(ctx, a.guests.epoch(), e.Name)
 	case "environment":
 		err = a.dropEnvironment(ctx, events.EnvironmentID(e.Name))
 	}

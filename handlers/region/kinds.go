@@ -17,6 +17,10 @@ type kind struct {
 	do    func(j *job, ctx context.Context) (events.Result, error)
 	undo  func(j *job, ctx context.Context) error
 	ready func(j *job) bool // nil: always
+	// inTurn is work that has its environment to itself: in the order of the journal
+	// among its like. ends is work after which there is no environment: what is in
+	// turn gives way to it.
+	inTurn, ends bool
 }
 
 // kinds is the table of what an agent can do. The effects that each leaves
@@ -24,11 +28,13 @@ type kind struct {
 func kinds() map[events.WorkKind]kind {
 	return map[events.WorkKind]kind{
 		events.WorkReceive: {do: (*job).receive, undo: (*job).undoReceive, ready: (*job).received},
-		events.WorkSave:    {do: (*job).save, undo: (*job).undoSave},
+		events.WorkSave:    {do: (*job).save, undo: (*job).undoSave, inTurn: true},
 		events.WorkCopy:    {do: (*job).copy, undo: (*job).undoCopy},
 		events.WorkRemove:  {do: (*job).remove, undo: nothing},
 		events.WorkClone:   {do: (*job).clone, undo: (*job).discardAll},
-		events.WorkDiscard: {do: (*job).discard, undo: nothing},
+		events.WorkDiscard: {do: (*job).discard, undo: nothing, ends: true},
+		events.WorkConnect: {do: (*job).connect, undo: (*job).undoConnect, inTurn: true},
+		events.WorkPower:   {do: (*job).power, undo: nothing, inTurn: true},
 	}
 }
 

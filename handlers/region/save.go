@@ -2,12 +2,14 @@ package region
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
 	"github.com/tombolo-vdc/tombolo/handlers/region/volumes"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
@@ -49,10 +51,7 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 // Both are as of the order: what is decided while the disks are stored is not
 // part of what was asked for.
 func (j *job) asItIs(ctx context.Context, id events.EnvironmentID, g *graph.Graph) error {
-	if err := j.agent.feed.WaitFor(ctx, j.Sequence, "environments"); err != nil {
-		return err
-	}
-	view, err := j.agent.feed.AsOf(j.Sequence, "environments")
+	view, err := j.asOfOrder(ctx, "environments")
 	if err != nil {
 		return err
 	}
@@ -82,11 +81,12 @@ func (j *job) asItIs(ctx context.Context, id events.EnvironmentID, g *graph.Grap
 	return nil
 }
 
-// saveDisks stores what the disks are at one moment and puts the digests into
-// the graph.
+// saveDisks stores what the disks are at one moment, and the memory of the
+// machines that run at it where that is asked for, and puts the digests into the
+// graph.
 func (j *job) saveDisks(ctx context.Context, id events.EnvironmentID, g *graph.Graph) (result events.Result, err error) {
 	open, err := j.agent.devices.of(id, *g)
-	if err != nil || len(open) == 0 {
+	if err != nil {
 		return result, err
 	}
 	if err := j.agent.store.Hold(ctx, string(j.Work), time.Now().Add(holdTime)); err != nil {
@@ -98,11 +98,21 @@ func (j *job) saveDisks(ctx context.Context, id events.EnvironmentID, g *graph.G
 	}
 	defer session.Close()
 	done := j.agent.around(FreezeVolumes)
-	moment, err := volumes.Freeze(ctx, open...)
+	moment, err := volumes.Prepare(ctx, open...)
 	if err != nil {
 		return result, err
 	}
 	defer moment.Close()
+	captured, pause, err := j.freeze(ctx, id, *g, moment)
+	if err != nil {
+		return result, refusedByGuests(err)
+	}
+	defer func() {
+		for _, c := range captured {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	result.PauseMS = pause.Milliseconds()
 	done()
 	stored, err := moment.Ingest(ctx, session, func(p chunks.Progress) {
 		j.progress(Progress{Step: "storing", Done: p.Done, Total: p.Total})
@@ -114,10 +124,77 @@ func (j *job) saveDisks(ctx context.Context, id events.EnvironmentID, g *graph.G
 		result.Stored += stored[i].StoredBytes
 		setDigest(g, d.Name(), events.Digest(stored[i].Digest))
 	}
-	if err := j.publish(ctx, chunks.Root{Name: savedRoot(j), Owner: string(j.Work), Indexes: indexesOf(*g)}); err != nil {
+	own := *g
+	saved, bytes, err := j.agent.storeMemory(ctx, session, own, captured, func(p chunks.Progress) {
+		j.progress(Progress{Step: "storing memory", Done: p.Done, Total: p.Total})
+	})
+	if err != nil {
 		return result, ended(err)
 	}
-	return result, j.rebase(ctx, id, moment, *g)
+	*g, result.Stored = saved, result.Stored+bytes
+	if indexes := indexesOf(saved); len(indexes) > 0 {
+		if err := j.publish(ctx, chunks.Root{Name: savedRoot(j), Owner: string(j.Work), Indexes: indexes}); err != nil {
+			return result, ended(err)
+		}
+	}
+	return result, j.rebase(ctx, id, moment, own)
+}
+
+// freeze takes one moment of the environment. Its machines that run stand still
+// together while the disks switch to new layers and, where that is asked for,
+// their memory is taken; the pause is from the first that stands still to the
+// last that goes on.
+func (j *job) freeze(ctx context.Context, id events.EnvironmentID, g graph.Graph, moment *volumes.Snapshot) (captured map[string]*machines.Capture, pause time.Duration, err error) {
+	driver, ids := j.agent.guests.machines, []machines.ID(nil)
+	if driver != nil {
+		for _, n := range machineNodes(g) {
+			s, err := driver.Status(ctx, machineID(id, n.ID))
+			if machines.CodeOf(err) == machines.MachineUnknown || err == nil && s.State != machines.Running {
+				continue
+			}
+			if err != nil {
+				return nil, 0, err
+			}
+			ids = append(ids, machineID(id, n.ID))
+		}
+	}
+	if len(ids) == 0 {
+		return nil, 0, moment.Take()
+	}
+	defer j.agent.guests.take(ids...)()
+	done := j.agent.around(PauseMachines)
+	began := time.Now()
+	if err := driver.Pause(ctx, j.epoch, ids...); err != nil {
+		return nil, 0, err
+	}
+	done()
+	captured = map[string]*machines.Capture{}
+	defer func() {
+		late, cancel := within(ctx, switchPatience)
+		defer cancel()
+		err = errors.Join(err, driver.Continue(late, j.epoch, ids...))
+		pause = time.Since(began)
+		if err == nil {
+			return
+		}
+		for _, c := range captured {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	if err := moment.Take(); err != nil {
+		return nil, 0, err
+	}
+	if !j.Order.Memory {
+		return captured, 0, nil
+	}
+	for _, machine := range ids {
+		c, err := driver.Capture(ctx, j.epoch, machine)
+		if err != nil {
+			return nil, 0, err
+		}
+		captured[machine.Machine] = c
+	}
+	return captured, 0, nil
 }
 
 // rebase lets the environment go on from what was saved. Its roots are made

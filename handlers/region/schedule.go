@@ -194,12 +194,13 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	if row.Epoch > a.epoch {
 		return nil, staleEpoch(a.cfg.Region) // one with nothing to do would never hear of it
 	}
+	turn := a.turnsOf(open)
 	for id, r := range a.jobs {
 		i := slices.IndexFunc(open, func(o openOrder) bool { return o.Work == id })
-		if i >= 0 && open[i].Undo == r.undo {
+		if i >= 0 && open[i].Undo == r.undo && !turn.waits(a.kinds[open[i].Kind], open[i]) {
 			continue
 		}
-		r.cancel() // closed, or to be undone
+		r.cancel() // closed, or to be undone, or its environment goes
 		if !r.active {
 			delete(a.jobs, id)
 		}
@@ -208,7 +209,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	var next time.Time
 	for _, o := range a.fair(open) {
 		r := a.jobs[o.Work]
-		if r != nil && r.active || *active >= a.cfg.Slots {
+		if r != nil && r.active || *active >= a.cfg.Slots || turn.waits(a.kinds[o.Kind], o) {
 			continue
 		}
 		if r != nil && now.Before(r.again) {
@@ -217,7 +218,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 			}
 			continue
 		}
-		k, known := kinds()[o.Kind]
+		k, known := a.kinds[o.Kind]
 		if !known {
 			return nil, fmt.Errorf("work order %s is of kind %q, which this agent does not know", o.Work, o.Kind)
 		}
@@ -258,6 +259,32 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 		return nil, nil
 	}
 	return time.After(max(time.Until(next), time.Millisecond)), nil
+}
+
+// turns says, for each environment with open orders, which of those that have it
+// to themselves comes first, and whether another order ends it.
+type turns map[events.EnvironmentID]struct {
+	first uint64 // sequence of the order; 0: there is none
+	ended bool
+}
+
+func (a *Agent) turnsOf(open []openOrder) turns {
+	out := turns{}
+	for _, o := range open {
+		k, t := a.kinds[o.Kind], out[o.Order.Environment]
+		if k.inTurn && !o.Undo && (t.first == 0 || o.Sequence < t.first) {
+			t.first = o.Sequence
+		}
+		t.ended = t.ended || k.ends && !o.Undo
+		out[o.Order.Environment] = t
+	}
+	return out
+}
+
+// waits says that the order's environment is another order's at this time.
+func (t turns) waits(k kind, o openOrder) bool {
+	turn := t[o.Order.Environment]
+	return k.inTurn && !o.Undo && (turn.ended || turn.first < o.Sequence)
 }
 
 // fair orders the work so that the account with the least in progress comes

@@ -40,7 +40,7 @@ func TestReportedIsNotBegunAgain(t *testing.T) {
 	ordered := j.put(of, events.Head{}, events.WorkOrdered{Kind: events.WorkRemove, Operation: events.OperationID(id), Order: events.Order{Template: "73291467", Version: 1, Manifest: events.DigestOf(nil)}})
 	told := &slowTelling{tip: ordered.Sequence, heard: make(chan string, 8)}
 	a.cfg.Commander, a.cfg.Slots = told, 4
-	a.jobs, a.ready = map[events.WorkID]*running{}, newReadyDisks(a.cache)
+	a.jobs, a.ready, a.kinds = map[events.WorkID]*running{}, newReadyDisks(a.cache), kinds()
 	active, done := 0, make(chan error, 4)
 	look := func() {
 		t.Helper()

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/nbd"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
@@ -178,13 +179,22 @@ func (s *Substrate) Stop(ctx context.Context) error {
 	return s.stop(ctx)
 }
 
-// Close lets go of the process, which goes on.
+// Close lets go of the process, which goes on where it has any network.
 func (s *Substrate) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	all, err := s.List(ctx)
+	if err == nil && len(all) == 0 {
+		return s.Stop(ctx)
+	}
 	s.cancel()
 	s.watch.Wait()
 	s.client.CloseIdleConnections()
-	return nil
+	return err
 }
+
+// endPatience bounds how long an end of the process is waited for.
+const endPatience = 10 * time.Second
 
 // read asks for what is there; without a process there is nothing.
 func read[In, Out any](ctx context.Context, s *Substrate, path string, in In) (out Out, err error) {

@@ -1,0 +1,541 @@
+package region
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/events/graph"
+	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
+)
+
+const (
+	// stopPatience is how long a guest may take to shut down where nobody says otherwise.
+	stopPatience = 90 * time.Second
+	// switchPatience bounds what must not stop in the middle: machines that stand
+	// still are let go on, or away, though the order is cancelled.
+	switchPatience = 30 * time.Second
+)
+
+// powering is one order that brings machines to a power state.
+type powering struct {
+	*job
+	env   events.EnvironmentID
+	graph graph.Graph
+	net   graph.Networking
+}
+
+// power brings the machines to the states asked for: in the order of what they
+// depend on, or its reverse where they are ended. What can be done is done; the
+// machines that failed are named.
+func (j *job) power(ctx context.Context) (events.Result, error) {
+	env := j.Order.Environment
+	g, err := j.agent.environmentGraph(env)
+	if os.IsNotExist(err) {
+		return events.Result{}, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, env)
+	}
+	if err != nil {
+		return events.Result{}, err
+	}
+	p := &powering{job: j, env: env, graph: g}
+	if p.net, err = networkingOf(g); err != nil {
+		return events.Result{}, err
+	}
+	wanted, err := p.wanted(ctx)
+	if err != nil {
+		return events.Result{}, err
+	}
+	byState := map[graph.Power][]graph.Node{}
+	var ids []machines.ID
+	for _, n := range machineNodes(g) {
+		if state, ok := wanted[n.ID]; ok {
+			byState[state] = append(byState[state], n)
+			ids = append(ids, machineID(env, n.ID))
+		}
+	}
+	if err := j.agent.guests.available(ctx); err != nil {
+		return events.Result{}, p.cannot(ctx, byState, err)
+	}
+	defer j.agent.guests.take(ids...)()
+	failures := map[string]error{}
+	for _, step := range []struct {
+		state graph.Power
+		do    func(context.Context, []graph.Node, map[string]error) error
+	}{{graph.PoweredOff, p.off}, {graph.Stopped, p.stop}, {graph.Suspended, p.suspend}, {graph.Running, p.start}} {
+		if nodes := byState[step.state]; len(nodes) > 0 {
+			if err := step.do(ctx, nodes, failures); err != nil {
+				return events.Result{}, err
+			}
+		}
+	}
+	return events.Result{}, failed(failures)
+}
+
+// wanted are the power states asked for; where the order names none, those that
+// the environment is declared to have.
+func (p *powering) wanted(ctx context.Context) (map[string]graph.Power, error) {
+	out := map[string]graph.Power{}
+	for _, w := range p.Order.Power {
+		out[w.Machine] = graph.Power(w.Power)
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
+	row, err := p.declared(ctx, p.env)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range machineNodes(p.graph) {
+		out[n.ID] = graph.Power(row.PowerOf(n.ID, string(n.Power)))
+	}
+	return out, nil
+}
+
+// cannot is what becomes of an order in a region that runs no machines: to end
+// them is no work, and a machine that was to run is off, and says why.
+func (p *powering) cannot(ctx context.Context, byState map[graph.Power][]graph.Node, why error) error {
+	cause := causeOf(refusedByGuests(why))
+	var asked []string
+	for _, state := range []graph.Power{graph.Running, graph.Suspended} {
+		for _, n := range byState[state] {
+			asked = append(asked, n.ID)
+			is := graph.PoweredOff
+			if hasMemory(n) {
+				is = graph.Suspended
+			}
+			if err := p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, &cause); err != nil {
+				return err
+			}
+		}
+	}
+	if len(asked) == 0 || len(p.Order.Power) == 0 {
+		return nil
+	}
+	return &permanent{cause}
+}
+
+// failed names the machines that could not be brought where they should be.
+func failed(failures map[string]error) error {
+	if len(failures) == 0 {
+		return nil
+	}
+	var names []string
+	for name := range failures {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	first := causeOf(failures[names[0]])
+	if len(names) == 1 {
+		return fail(first.Code, first.Next, "machine %s: %s", names[0], first.Text)
+	}
+	var each []string
+	for _, n := range names {
+		each = append(each, n+": "+causeOf(failures[n]).Text)
+	}
+	return fail(first.Code, first.Next, "%d machines: %s", len(names), strings.Join(each, "; "))
+}
+
+func causeOf(err error) events.Cause {
+	if p := new(permanent); errors.As(err, &p) {
+		return p.cause
+	}
+	return events.Cause{Code: "machine-failed", Text: err.Error(), Next: "look at the region's log, then try again"}
+}
+
+// status is the process of a machine; false where there is none.
+func (p *powering) status(ctx context.Context, n graph.Node) (machines.Status, bool, error) {
+	s, err := p.agent.guests.machines.Status(ctx, machineID(p.env, n.ID))
+	if machines.CodeOf(err) == machines.MachineUnknown {
+		return s, false, nil
+	}
+	return s, err == nil, err
+}
+
+// off ends machines at once; what was kept of their memory is let go of.
+func (p *powering) off(ctx context.Context, nodes []graph.Node, failures map[string]error) error {
+	for _, n := range reversed(nodes) {
+		if err := p.end(ctx, n, graph.PoweredOff); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// end takes a machine away, and says what it is then.
+func (p *powering) end(ctx context.Context, n graph.Node, is graph.Power) error {
+	done := p.agent.around(KillMachine)
+	if err := p.agent.guests.machines.Kill(ctx, p.epoch, machineID(p.env, n.ID)); err != nil {
+		return err
+	}
+	done()
+	if err := p.forgetMemory(ctx, n.ID); err != nil {
+		return err
+	}
+	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, nil)
+}
+
+// stop asks guests to shut down, those that depend on others first.
+func (p *powering) stop(ctx context.Context, nodes []graph.Node, failures map[string]error) error {
+	patience := stopPatience
+	if p.Order.Timeout > 0 {
+		patience = time.Duration(p.Order.Timeout) * time.Second
+	}
+	for _, n := range reversed(nodes) {
+		s, there, err := p.status(ctx, n)
+		if err != nil {
+			return err
+		}
+		switch {
+		case there && s.State == machines.Running:
+			within, cancel := context.WithTimeout(ctx, patience)
+			err := p.agent.guests.machines.Stop(within, p.epoch, machineID(p.env, n.ID))
+			cancel()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				failures[n.ID] = refusedByGuests(err)
+				continue
+			}
+		case there && s.State == machines.Paused, !there && p.suspended(n.ID):
+			failures[n.ID] = fail("machine-suspended", "resume it first, or power it off", "it is suspended, and only a running machine can be shut down")
+			continue
+		}
+		if err := p.end(ctx, n, graph.Stopped); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *powering) suspended(name string) bool {
+	n, _ := p.graph.Node(name)
+	return hasMemory(n)
+}
+
+// forgetMemory lets go of what is kept of machines' memory, durably: after it
+// they may run.
+func (p *powering) forgetMemory(ctx context.Context, names ...string) error {
+	if !slices.ContainsFunc(names, p.suspended) {
+		return nil
+	}
+	next := withoutMemory(p.graph, names...)
+	if err := p.agent.keepStored(ctx, p.env, next); err != nil {
+		return err
+	}
+	p.graph = next
+	return nil
+}
+
+// keepStored makes the graph the environment's, when what it is stored in has
+// changed: its roots are made before, and the old ones let go of after.
+func (a *Agent) keepStored(ctx context.Context, env events.EnvironmentID, g graph.Graph) error {
+	order, err := os.ReadFile(a.environmentPath(env, "order"))
+	if err != nil {
+		return err
+	}
+	if err := a.protect(ctx, env, orderOf(order), indexesOf(g)); err != nil {
+		return ended(err)
+	}
+	if err := a.keepGraph(env, g); err != nil {
+		return err
+	}
+	return a.release(ctx, env, indexesOf(g))
+}
+
+// suspend stores the memory of machines, all of one moment, and ends them. What
+// fails leaves them running.
+func (p *powering) suspend(ctx context.Context, nodes []graph.Node, failures map[string]error) (err error) {
+	var live []graph.Node
+	for _, n := range nodes {
+		s, there, err := p.status(ctx, n)
+		if err != nil {
+			return err
+		}
+		switch {
+		case there && s.State != machines.Ended && p.suspended(n.ID): // stored before a crash; it has not run since
+			if err := p.dismiss(ctx, n); err != nil {
+				return err
+			}
+		case there && s.State != machines.Ended:
+			live = append(live, n)
+		case p.suspended(n.ID):
+			if err := p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Suspended, nil); err != nil {
+				return err
+			}
+		default:
+			failures[n.ID] = fail("machine-off", "start it first", "it is off, and has no memory that could be kept")
+		}
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	next, err := p.agent.suspendAll(ctx, p.env, p.graph, live, string(p.Work), p.epoch, func(c chunks.Progress) {
+		p.progress(Progress{Step: "storing memory", Done: c.Done, Total: c.Total})
+	})
+	if err != nil {
+		return refusedByGuests(ended(err))
+	}
+	p.graph = next
+	for _, n := range live {
+		if err := p.dismiss(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dismiss ends the process of a machine whose memory is stored.
+func (p *powering) dismiss(ctx context.Context, n graph.Node) error {
+	done := p.agent.around(KillMachine)
+	if err := p.agent.guests.machines.Kill(ctx, p.epoch, machineID(p.env, n.ID)); err != nil {
+		return err
+	}
+	done()
+	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Suspended, nil)
+}
+
+// suspendAll pauses machines together, stores their memory, and makes that the
+// environment's. They stand still after it, their processes there. After an
+// error they run as before.
+func (a *Agent) suspendAll(ctx context.Context, env events.EnvironmentID, g graph.Graph, nodes []graph.Node, owner string, epoch int, progress func(chunks.Progress)) (out graph.Graph, err error) {
+	var ids []machines.ID
+	for _, n := range nodes {
+		ids = append(ids, machineID(env, n.ID))
+	}
+	if err := a.store.Hold(ctx, owner, time.Now().Add(holdTime)); err != nil {
+		return g, err
+	}
+	session, err := a.store.Begin(ctx, owner)
+	if err != nil {
+		return g, err
+	}
+	defer session.Close()
+	driver := a.guests.machines
+	done := a.around(PauseMachines)
+	if err := driver.Pause(ctx, epoch, ids...); err != nil {
+		return g, err
+	}
+	done()
+	defer func() {
+		if err == nil {
+			return
+		}
+		late, cancel := within(ctx, switchPatience)
+		defer cancel()
+		err = errors.Join(err, driver.Continue(late, epoch, ids...), dropHold(late, a, owner))
+	}()
+	captured := map[string]*machines.Capture{}
+	defer func() {
+		for _, c := range captured {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	for _, n := range nodes {
+		if captured[n.ID], err = driver.Capture(ctx, epoch, machineID(env, n.ID)); err != nil {
+			delete(captured, n.ID)
+			return g, err
+		}
+	}
+	next, _, err := a.storeMemory(ctx, session, g, captured, progress)
+	if err != nil {
+		return g, err
+	}
+	if err := a.keepStored(ctx, env, next); err != nil {
+		return g, err
+	}
+	return next, dropHold(ctx, a, owner)
+}
+
+func dropHold(ctx context.Context, a *Agent, owner string) error {
+	_, err := a.store.Release(ctx, owner)
+	return err
+}
+
+// start makes machines run: those with stored memory all together from where
+// they stood, the others from power-on, each after what it depends on.
+func (p *powering) start(ctx context.Context, nodes []graph.Node, failures map[string]error) error {
+	var resumed, booted []graph.Node
+	for _, n := range nodes {
+		s, there, err := p.status(ctx, n)
+		if err != nil {
+			return err
+		}
+		switch {
+		case there && s.State == machines.Running:
+			if err := p.running(ctx, n); err != nil {
+				return err
+			}
+			continue
+		case there && s.State == machines.Ended:
+			done := p.agent.around(KillMachine)
+			if err := p.agent.guests.machines.Kill(ctx, p.epoch, machineID(p.env, n.ID)); err != nil {
+				return err
+			}
+			done()
+		}
+		if p.suspended(n.ID) || there && s.State == machines.Paused {
+			resumed = append(resumed, n)
+		} else {
+			booted = append(booted, n)
+		}
+	}
+	cold, err := p.resume(ctx, resumed, failures)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if !slices.ContainsFunc(append(booted, cold...), func(b graph.Node) bool { return b.ID == n.ID }) {
+			continue
+		}
+		if missing := p.lacks(n, failures); missing != "" {
+			failures[n.ID] = fail("dependency-not-running", "start "+missing+" first", "%s, which it depends on, could not be started", missing)
+			continue
+		}
+		if err := p.boot(ctx, n); err != nil {
+			if err := p.failedToStart(ctx, n, err, failures); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// lacks names a machine that this one depends on and that could not be started.
+func (p *powering) lacks(n graph.Node, failures map[string]error) string {
+	for _, e := range p.graph.Edges {
+		if e.Type == graph.DependsOn && e.From == n.ID && failures[e.To] != nil {
+			return e.To
+		}
+	}
+	return ""
+}
+
+// failedToStart notes what will not come by itself; any other error is tried again.
+func (p *powering) failedToStart(ctx context.Context, n graph.Node, err error, failures map[string]error) error {
+	err = refusedByGuests(ended(err))
+	if permanent := new(permanent); !errors.As(err, &permanent) {
+		return err
+	}
+	failures[n.ID] = err
+	cause, is := causeOf(err), graph.PoweredOff
+	if p.suspended(n.ID) {
+		is = graph.Suspended
+	}
+	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, &cause)
+}
+
+// boot starts one machine from power-on.
+func (p *powering) boot(ctx context.Context, n graph.Node) error {
+	if err := p.prepare(ctx, n, nil); err != nil {
+		return err
+	}
+	if err := p.agent.guests.machines.Continue(ctx, p.epoch, machineID(p.env, n.ID)); err != nil {
+		return err
+	}
+	return p.running(ctx, n)
+}
+
+// prepare makes a machine's process, standing still, plugged into its networks.
+func (p *powering) prepare(ctx context.Context, n graph.Node, m *machines.Memory) error {
+	spec, ports, err := p.specOf(ctx, p.env, n, p.net)
+	if err != nil {
+		return err
+	}
+	done := p.agent.around(StartMachine)
+	if err := p.agent.guests.machines.Start(ctx, spec, m); err != nil {
+		return err
+	}
+	done()
+	for _, port := range ports {
+		if err := p.agent.guests.networks.Plug(ctx, p.epoch, port); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// running says that a machine runs.
+func (p *powering) running(ctx context.Context, n graph.Node) error {
+	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Running, nil)
+}
+
+// resume lets machines go on from where they stood, together: either all of them
+// or, where one cannot, none. It gives back those that are to boot instead, with
+// consent, because their memory was taken on other hardware.
+func (p *powering) resume(ctx context.Context, nodes []graph.Node, failures map[string]error) (cold []graph.Node, err error) {
+	if len(nodes) == 0 {
+		return nil, nil
+	}
+	for _, n := range nodes {
+		err := p.restore(ctx, n)
+		if machines.CodeOf(err) == machines.MemoryIncompatible && p.Order.Cold {
+			if err := p.forgetMemory(ctx, n.ID); err != nil {
+				return nil, err
+			}
+			cold = append(cold, n)
+			continue
+		}
+		if err != nil {
+			if err := p.failedToStart(ctx, n, err, failures); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var ids []machines.ID
+	var names []string
+	for _, n := range nodes {
+		if failures[n.ID] != nil || slices.ContainsFunc(cold, func(c graph.Node) bool { return c.ID == n.ID }) {
+			continue
+		}
+		ids, names = append(ids, machineID(p.env, n.ID)), append(names, n.ID)
+	}
+	if len(ids)+len(cold) < len(nodes) { // one cannot: the others go on standing still
+		for i, id := range ids {
+			if !p.suspended(names[i]) {
+				continue
+			}
+			if err := p.agent.guests.machines.Kill(ctx, p.epoch, id); err != nil {
+				return nil, err
+			}
+			failures[names[i]] = fail("peer-not-resumed", "see what keeps the other one", "machines that were suspended together go on together, and another one cannot")
+		}
+		return nil, nil
+	}
+	if err := p.forgetMemory(ctx, names...); err != nil {
+		return nil, err
+	}
+	done := p.agent.around(ContinueMachines)
+	if err := p.agent.guests.machines.Continue(ctx, p.epoch, ids...); err != nil {
+		return nil, err
+	}
+	done()
+	for _, n := range nodes {
+		if slices.Contains(names, n.ID) {
+			if err := p.running(ctx, n); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return cold, nil
+}
+
+// restore makes the process of a machine as it was when its memory was taken.
+func (p *powering) restore(ctx context.Context, n graph.Node) error {
+	stored, _ := p.graph.Node(n.ID)
+	if !hasMemory(stored) { // its process stands still, and was not ended
+		return p.prepare(ctx, n, nil)
+	}
+	m, done, err := p.agent.openMemory(ctx, stored)
+	if err != nil {
+		return fmt.Errorf("the memory of %s: %w", n.ID, err)
+	}
+	defer done()
+	return p.prepare(ctx, n, m)
+}
