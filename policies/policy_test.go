@@ -55,6 +55,13 @@ func TestAccess(t *testing.T) {
 		{"agent", "acme", "work", "write-off", "sydney", false},
 		{"agent", "acme", "instance", "report-verified", "sydney", true},
 		{"agent", "acme", "instance", "report-verified", "beijing", false},
+		{"operator", "acme", "environment", "report-machines", "sydney", false},
+		{"operator", "acme", "environment", "set-power", "sydney", true},
+		{"operator", "acme", "environment", "set-edge", "sydney", true},
+		{"reader", "acme", "environment", "set-power", "sydney", false},
+		{"agent", "acme", "environment", "report-machines", "sydney", true},
+		{"agent", "acme", "environment", "report-machines", "beijing", false},
+		{"agent", "acme", "environment", "set-power", "sydney", false},
 		{"agent", "_", "region", "start-epoch", "sydney", true},
 		{"agent", "_", "region", "start-epoch", "beijing", false},
 		{"agent", "_", "region", "drain", "sydney", false},
@@ -145,7 +152,7 @@ func TestPermissionsOfAMember(t *testing.T) {
 			t.Errorf("template.%s reaches into another account", has)
 		}
 	}
-	for _, c := range [][3]string{{"acme", "work", "start"}, {"acme", "instance", "report-verified"}, {"_", "region", "add"}, {"_", "account", "add-user"}} {
+	for _, c := range [][3]string{{"acme", "work", "start"}, {"acme", "instance", "report-verified"}, {"acme", "environment", "report-machines"}, {"_", "region", "add"}, {"_", "account", "add-user"}} {
 		if may([]string{c[1] + "." + c[2]}, c[0], c[1], c[2]).Allowed {
 			t.Errorf("%s.%s is to be had by permission", c[1], c[2])
 		}

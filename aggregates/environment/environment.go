@@ -117,6 +117,15 @@ func (c StillMade) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent,
 	return nil, nil
 }
 
+// StillUsable changes nothing: it is what a process asks before it has anything
+// done with the environment's machines or its network.
+type StillUsable struct{ Ref }
+
+// Decide refuses what is not made yet, has failed, or is deleted.
+func (c StillUsable) Decide(s State, _ aggregates.Facts) (events.EnvironmentEvent, error) {
+	return nil, s.usable(c.Ref)
+}
+
 // RecordMap fixes the values of its region-bound resources.
 type RecordMap struct {
 	Ref

@@ -56,6 +56,12 @@ func TestStillMade(t *testing.T) {
 	}
 }
 
+func TestStillUsable(t *testing.T) {
+	facts(t, declared, created).When(StillUsable{ref}).Nothing()
+	facts(t, declared).When(StillUsable{ref}).Refused("environment-not-ready")
+	facts(t, declared, created, deletion).When(StillUsable{ref}).Refused("environment-deleted")
+}
+
 func TestRecordMap(t *testing.T) {
 	facts(t, declared).When(RecordMap{ref, mapped.Map}).Then(mapped)
 	facts(t, declared, mapped).When(RecordMap{ref, nil}).Nothing()

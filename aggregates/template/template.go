@@ -150,6 +150,7 @@ type Create struct {
 	Keep      int                `json:"keep"`
 	Choices   []events.Choice    `json:"choices,omitempty"`
 	Operation events.OperationID `json:"operation"`
+	Memory    bool               `json:"memory,omitempty"` // with the memory of running machines
 }
 
 // Aggregate is the template to be.
@@ -168,7 +169,7 @@ func (c Create) Decide(s State, _ aggregates.Facts) (events.TemplateEvent, error
 	}
 	regions := changed(c.Regions, []events.RegionID{c.Source.Region}, nil)
 	return events.TemplateCreated{Name: c.Name, Display: c.Display, Source: c.Source, Regions: regions,
-		Keep: c.Keep, Choices: c.Choices, Operation: c.Operation}, nil
+		Keep: c.Keep, Choices: c.Choices, Operation: c.Operation, Memory: c.Memory}, nil
 }
 
 func checkRegions(regions []events.RegionID) error {
@@ -216,6 +217,7 @@ type Replace struct {
 	Deadline  time.Time           `json:"deadline,omitzero"`
 	Choices   []events.Choice     `json:"choices,omitempty"`
 	Operation events.OperationID  `json:"operation"`
+	Memory    bool                `json:"memory,omitempty"` // with the memory of running machines
 }
 
 // Aggregate is the template to be replaced.
@@ -246,10 +248,10 @@ func (c Replace) Decide(s State, f aggregates.Facts) (events.TemplateEvent, erro
 		return nil, aggregates.RefuseAs(aggregates.Invalid, "bad-deadline", "the deadline %s has passed", c.Deadline.Format(time.RFC3339))
 	}
 	if s.staged != 0 || len(s.queue) > 0 {
-		return events.ReplacementQueued{Source: c.Source, Policy: c.Policy, Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation}, nil
+		return events.ReplacementQueued{Source: c.Source, Policy: c.Policy, Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation, Memory: c.Memory}, nil
 	}
 	return events.ReplacementStaged{Version: len(s.versions) + 1, Source: c.Source, Policy: c.Policy,
-		Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation}, nil
+		Deadline: c.Deadline, Choices: c.Choices, Operation: c.Operation, Memory: c.Memory}, nil
 }
 
 func count(n int, what string) string {
@@ -281,7 +283,7 @@ func (c StageNext) Decide(s State, f aggregates.Facts) (events.TemplateEvent, er
 		return events.ReplacementUnqueued{Operation: q.Operation, Cause: deadlinePassed(q.Deadline)}, nil
 	}
 	return events.ReplacementStaged{Version: len(s.versions) + 1, Source: q.Source, Policy: q.Policy,
-		Deadline: q.Deadline, Choices: q.Choices, Operation: q.Operation}, nil
+		Deadline: q.Deadline, Choices: q.Choices, Operation: q.Operation, Memory: q.Memory}, nil
 }
 
 // Unqueue takes a replacement out of the queue that it waits in.

@@ -48,7 +48,7 @@ func grants() []grant {
 		// An agent reports, in its own region's name.
 		{roles: []events.Role{agent},
 			publish: []string{
-				"tombolo.agent.<region>.*.work.*", "tombolo.agent.<region>.*.instance.*", "tombolo.agent.<region>._.region.start-epoch",
+				"tombolo.agent.<region>.*.work.*", "tombolo.agent.<region>.*.instance.*", "tombolo.agent.<region>.*.environment.report-machines", "tombolo.agent.<region>._.region.start-epoch",
 				"tombolo.document.>", "tombolo.progress.*.<region>.>",
 			}},
 		// Following the journal.

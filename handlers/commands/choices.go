@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
-	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/aggregates/instance"
 	"github.com/tombolo-vdc/tombolo/aggregates/number"
 	"github.com/tombolo-vdc/tombolo/aggregates/pool"
@@ -97,25 +96,6 @@ func (c *call) graphOf(ctx context.Context, view *projections.View, id events.En
 		return graph.Graph{}, fmt.Errorf("graph %s: %w", e.Graph, err)
 	}
 	return g, nil
-}
-
-// checkMachine refuses the power state of a machine that the environment does
-// not have.
-func checkMachine(ctx context.Context, p *environment.SetPower, c *call) error {
-	if p.Machine == "" || c.door.reads == nil {
-		return nil
-	}
-	return c.atTipWith(ctx, func(v *projections.View) error {
-		g, err := c.graphOf(ctx, v, p.Environment)
-		if err != nil {
-			return err
-		}
-		if n, ok := g.Node(p.Machine); !ok || n.Type != graph.Machine {
-			return aggregates.RefuseAs(aggregates.NotFound, "machine-unknown", "the environment has no machine %q", p.Machine).
-				WithNext("tombolo env show %s", p.Environment)
-		}
-		return nil
-	})
 }
 
 // resourcesOf reads what is region-bound in an environment.

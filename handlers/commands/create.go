@@ -45,6 +45,7 @@ type TemplateRequest struct {
 	Keep        int                  `json:"keep,omitempty" jsonschema:"how many superseded versions stay"`
 	Choices     []events.Choice      `json:"choices,omitempty" jsonschema:"values that you name for resources"`
 	Protected   bool                 `json:"protected,omitempty" jsonschema:"against deletion"`
+	Memory      bool                 `json:"memory,omitempty" jsonschema:"with the memory of running machines, so that what is made of it resumes"`
 }
 
 func createTemplate() Verb {
@@ -92,7 +93,7 @@ func (c *call) createTemplate(ctx context.Context, r TemplateRequest, slug strin
 	if err == nil && !there {
 		created, err = Execute(ctx, c.door.executor, c.origin, mainRole, template.Create{
 			Template: n, Name: slug, Display: strings.TrimSpace(r.Name), Source: events.Source{Environment: r.Environment, Region: r.Region},
-			Regions: r.Regions, Keep: r.Keep, Choices: r.Choices, Operation: c.operation(),
+			Regions: r.Regions, Keep: r.Keep, Choices: r.Choices, Operation: c.operation(), Memory: r.Memory,
 		})
 	}
 	if err != nil {

@@ -30,7 +30,7 @@ type Reads interface {
 	AtTip(ctx context.Context) (*projections.View, error)
 }
 
-// Options of New. All but Holdings and Reads are required.
+// Options of New. All but Holdings, Restart and Reads are required.
 type Options struct {
 	Executor  *Executor
 	Directory Directory
@@ -40,6 +40,9 @@ type Options struct {
 	// Holdings counts what the catalogue says a region still holds; without it
 	// a region can be retired with lost only.
 	Holdings func(ctx context.Context, region events.RegionID) (int, error)
+	// Restart judges whether machines that died are started again; the built-in
+	// policy where it is nil.
+	Restart *policies.Policy[policies.RestartInput]
 	// Reads serves the commands that go by references; without it they are
 	// refused, and values that are named for resources are looked at later.
 	Reads Reads
@@ -51,6 +54,7 @@ type Door struct {
 	executor  *Executor
 	directory Directory
 	access    *policies.Policy[policies.AccessInput]
+	restart   *policies.Policy[policies.RestartInput]
 	documents documents.Store
 	log       *slog.Logger
 	holdings  func(ctx context.Context, region events.RegionID) (int, error)
@@ -69,7 +73,13 @@ func New(o Options) (*Door, error) {
 				WithNext("retire it with lost where it is gone for good")
 		}
 	}
-	d := &Door{executor: o.Executor, directory: o.Directory, access: o.Access, documents: o.Documents, log: o.Log,
+	if o.Restart == nil {
+		var err error
+		if o.Restart, err = policies.Restart(); err != nil {
+			return nil, err
+		}
+	}
+	d := &Door{executor: o.Executor, directory: o.Directory, access: o.Access, restart: o.Restart, documents: o.Documents, log: o.Log,
 		holdings: o.Holdings, reads: o.Reads, verbs: map[string]*Verb{}}
 	for _, v := range table() {
 		if d.verbs[v.String()] != nil {

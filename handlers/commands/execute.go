@@ -149,6 +149,19 @@ func Consider[S aggregates.State[S, E], E events.Event](ctx context.Context, x *
 	return event, err
 }
 
+// stateOf gives the aggregate's state as of now, for what has to be put into a
+// command before it is decided. By then it may have changed.
+func stateOf[S aggregates.State[S, E], E events.Event](ctx context.Context, x *Executor, a events.Aggregate) (S, error) {
+	slot := x.cache.acquire(a)
+	defer x.cache.release(slot)
+	if err := load[S, E](ctx, x, slot); err != nil {
+		var none S
+		return none, err
+	}
+	state, _ := slot.state.(S)
+	return state, nil
+}
+
 // Recall tells whether this command's event in the given role is among the
 // aggregate's, and what its outcome was. It looks at the cached state first and
 // is no decision: a "no" may be out of date.

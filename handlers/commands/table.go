@@ -36,7 +36,13 @@ func table() []Verb {
 			starts(func(c *template.Delete) *events.OperationID { return &c.Operation })),
 
 		createEnvironment(),
-		direct("environment", "set-power", "Declare the power state of one machine, or of all.", fill[environment.SetPower]{check: checkMachine}),
+		direct("environment", "set-power", "Bring one machine, several, those of a vApp, or all to a power state.",
+			fill[environment.SetPower]{hidden: "operation", check: checkMachines}),
+		direct("environment", "set-edge", "Have the environment's edge let through what is said, in place of all that was set before.",
+			starts(func(c *environment.SetEdge) *events.OperationID { return &c.Operation }),
+			fill[environment.SetEdge]{check: checkEdge, plan: planEdge}),
+		direct("environment", "report-machines", "An agent says what it saw become of machines.",
+			fill[environment.ReportMachines]{hidden: "restarts"}, fill[environment.ReportMachines]{hidden: "operation", check: judgeRestarts}),
 		direct("environment", "delete", "Delete the environment.",
 			starts(func(c *environment.Delete) *events.OperationID { return &c.Operation })),
 

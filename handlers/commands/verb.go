@@ -80,6 +80,7 @@ type fill[C any] struct {
 	starts   bool   // an operation
 	set      func(ctx context.Context, to *C, c *call) error
 	check    func(ctx context.Context, command *C, c *call) error // what no aggregate alone can refuse, once access is granted
+	plan     func(ctx context.Context, command *C, c *call) (any, error)
 }
 
 // starts fills in the id of the operation that the command sets in motion.
@@ -119,6 +120,11 @@ func direct[C aggregates.Command[S, E], S aggregates.State[S, E], E events.Event
 			}
 		}
 		c.region = command.Aggregate(c.origin.Account).Region
+		for _, f := range fills {
+			if f.plan != nil {
+				c.plan = func(ctx context.Context) (any, error) { return f.plan(ctx, &command, c) }
+			}
+		}
 		c.run = func(ctx context.Context) (Answer, error) {
 			for _, f := range fills {
 				if f.check == nil {

@@ -16,7 +16,9 @@ import (
 // environments brings one environment from declared to created, and from
 // deleted to gone: its region's pools bind what it is reached by, then its
 // disks are received, or cloned from an instance that the region holds (or is
-// made to hold first).
+// made to hold first), then its network is made. Once it is created, its
+// machines are brought to the power states that it declares; one that they
+// cannot be brought to ends the operation, and the environment stays.
 type environments struct {
 	Account     events.AccountID           `json:"account"`
 	Region      events.RegionID            `json:"region"`
@@ -26,13 +28,16 @@ type environments struct {
 	Bound    map[string][]events.Lease `json:"bound"` // by resource type
 	Copying  bool                      `json:"copying,omitempty"`
 	Mapped   bool                      `json:"mapped,omitempty"`
-	Work     events.WorkID             `json:"work,omitempty"` // receive or clone, until it is undone
+	Work     events.WorkID             `json:"work,omitempty"`    // receive or clone, until it is undone
+	Content  events.Digest             `json:"content,omitempty"` // its graph with the disks' digests, once there are
+	Connect  events.WorkID             `json:"connect,omitempty"` // until it is undone
 	Made     bool                      `json:"made,omitempty"`
+	Power    events.WorkID             `json:"power,omitempty"` // of its making, until it is done
 	Failed   *events.Cause             `json:"failed,omitempty"`
 	Said     bool                      `json:"said,omitempty"` // how its making ended
 	Deleting events.OperationID        `json:"deleting,omitempty"`
 	Discard  events.WorkID             `json:"discard,omitempty"`
-	Stuck    events.WorkID             `json:"stuck,omitempty"` // an order that takes it away and did not work
+	Stuck    events.WorkID             `json:"stuck,omitempty"` // an order that takes it away and did not work, or the one to start its machines
 	Gone     bool                      `json:"gone,omitempty"`
 }
 
@@ -54,7 +59,7 @@ func environmentKeys(r events.Record, index func(string) []string) []string {
 
 func (v *environments) Index() []string {
 	var out []string
-	for _, w := range []events.WorkID{v.Work, v.Discard} {
+	for _, w := range []events.WorkID{v.Work, v.Connect, v.Power, v.Discard} {
 		if w != "" {
 			out = append(out, "work/"+string(w))
 		}
@@ -62,7 +67,7 @@ func (v *environments) Index() []string {
 	if v.Copying {
 		out = append(out, "instance/"+string(v.Declared.Origin.Instance))
 	}
-	if !v.Made {
+	if !v.Made || v.Power != "" {
 		out = append(out, "operation/"+string(v.Declared.Operation))
 	}
 	if v.Stuck != "" && v.Deleting != "" {
@@ -105,8 +110,8 @@ func (v *environments) React(r events.Record) []Send {
 		v.Mapped = true
 		return v.make()
 	case events.EnvironmentCreated:
-		v.Made, v.Said = true, true
-		return []Send{v.finish(v.Declared.Operation, events.Succeeded, nil)}
+		v.Made = true
+		return v.power(e)
 	case events.EnvironmentFailed:
 		v.Failed = &e.Cause
 		return v.undo(e.Cause)
@@ -116,11 +121,15 @@ func (v *environments) React(r events.Record) []Send {
 		v.Gone = true
 		return []Send{v.finish(v.Deleting, events.Succeeded, nil)}
 	case events.CancelAsked:
+		if v.Power != "" {
+			return []Send{send(v.Account, "undo power", work.OrderUndo{Ref: v.work(v.Power), Why: cancelled})}
+		}
 		return v.fail(cancelled)
 	case events.RetryAsked:
 		if v.Stuck == "" {
 			return nil
 		}
+		v.Said = v.Said && v.Stuck != v.Power // it has not ended, once it is tried again
 		return []Send{send(v.Account, "retry", work.Retry{Ref: v.work(v.Stuck)})}
 	case events.WorkEvent:
 		return v.onWork(r, e)
@@ -182,8 +191,69 @@ func (v *environments) make() []Send {
 	return []Send{send(v.Account, "make", work.Order{Ref: v.work(v.Work), WorkOrdered: events.WorkOrdered{Kind: kind, Order: order, Operation: v.Declared.Operation}})}
 }
 
+// connect has the network made, where there is one, before anybody is told that
+// the environment is there.
+func (v *environments) connect() []Send {
+	if v.Declared.Networks == 0 {
+		return v.created()
+	}
+	v.Connect = events.WorkID(events.DeriveID(v.Account, events.CommandID(v.Environment), "connect"))
+	return []Send{send(v.Account, "connect", work.Order{Ref: v.work(v.Connect), WorkOrdered: events.WorkOrdered{Kind: events.WorkConnect,
+		Order: events.Order{Environment: v.Environment, Graph: v.Content}, Operation: v.Declared.Operation}})}
+}
+
+func (v *environments) created() []Send {
+	return []Send{send(v.Account, "created", environment.RecordCreated{Ref: v.ref(), Graph: v.Content})}
+}
+
+// power brings the machines to the states that are declared for them.
+func (v *environments) power(e events.EnvironmentCreated) []Send {
+	if v.Declared.Machines == 0 {
+		v.Said = true
+		return []Send{v.finish(v.Declared.Operation, events.Succeeded, nil)}
+	}
+	v.Power = events.WorkID(events.DeriveID(v.Account, events.CommandID(v.Environment), "power"))
+	return []Send{guard(v.Account, environment.StillUsable{Ref: v.ref()}),
+		send(v.Account, "power", work.Order{Ref: v.work(v.Power), WorkOrdered: events.WorkOrdered{Kind: events.WorkPower,
+			Order: events.Order{Environment: v.Environment, Graph: e.Graph}, Operation: v.Declared.Operation}})}
+}
+
+// onPower says how the making of the environment ended, with its machines.
+func (v *environments) onPower(id events.WorkID, e events.WorkEvent) []Send {
+	if v.Deleting != "" {
+		return nil
+	}
+	end := func(outcome events.Outcome, why *events.Cause) []Send {
+		v.Said = true
+		return []Send{v.finish(v.Declared.Operation, outcome, why)}
+	}
+	switch e := e.(type) {
+	case events.WorkDone:
+		v.Power, v.Stuck = "", ""
+		return end(events.Succeeded, nil)
+	case events.WorkFailed:
+		v.Stuck = id
+		return end(events.LeftBehind, &e.Cause)
+	case events.WorkStuck:
+		v.Stuck = id
+		return end(events.LeftBehind, &e.Cause)
+	case events.WorkUndone:
+		v.Power, v.Stuck = "", ""
+		return end(events.Cancelled, &cancelled)
+	case events.WorkWrittenOff:
+		v.Power, v.Stuck = "", ""
+		return end(outcomeOf(e.Why), &e.Why)
+	case events.WorkRetried:
+		v.Stuck, v.Said = "", false
+	}
+	return nil
+}
+
 func (v *environments) onWork(r events.Record, e events.WorkEvent) []Send {
 	id := events.WorkID(r.Aggregate.ID)
+	if id == v.Power {
+		return v.onPower(id, e)
+	}
 	if id == v.Discard {
 		switch e.(type) {
 		case events.WorkDone, events.WorkWrittenOff:
@@ -200,18 +270,23 @@ func (v *environments) onWork(r events.Record, e events.WorkEvent) []Send {
 		if v.Failed != nil || v.Deleting != "" {
 			return nil
 		}
-		return []Send{send(v.Account, "created", environment.RecordCreated{Ref: v.ref(), Graph: e.Result.Graph})}
+		if id == v.Connect {
+			return v.created()
+		}
+		v.Content = e.Result.Graph
+		return v.connect()
 	case events.WorkFailed:
 		return v.fail(e.Cause)
 	case events.WorkUndone:
-		v.Work, v.Stuck = "", ""
-		return v.gone()
+		v.Stuck = ""
+		v.over(id)
+		return v.undo(v.why())
 	case events.WorkWrittenOff:
-		v.Work = ""
+		v.over(id)
 		if v.Failed == nil && v.Deleting == "" {
 			return v.fail(e.Why)
 		}
-		return v.gone()
+		return v.undo(v.why())
 	case events.WorkStuck:
 		v.Stuck = id
 	case events.WorkRetried:
@@ -227,13 +302,34 @@ func (v *environments) fail(why events.Cause) []Send {
 	return []Send{send(v.Account, "failed", environment.RecordFailed{Ref: v.ref(), Cause: why})}
 }
 
-// undo takes back whatever there is of an environment that will not come to be.
+// undo takes back whatever there is of an environment that will not come to be,
+// what was made last first.
 func (v *environments) undo(why events.Cause) []Send {
 	v.Copying = false
-	if v.Work == "" {
-		return v.gone()
+	switch {
+	case v.Connect != "":
+		return []Send{send(v.Account, "undo connect", work.OrderUndo{Ref: v.work(v.Connect), Why: why})}
+	case v.Work != "":
+		return []Send{send(v.Account, "undo", work.OrderUndo{Ref: v.work(v.Work), Why: why})}
 	}
-	return []Send{send(v.Account, "undo", work.OrderUndo{Ref: v.work(v.Work), Why: why})}
+	return v.gone()
+}
+
+// over says that nothing is left of an order's effect.
+func (v *environments) over(id events.WorkID) {
+	if id == v.Connect {
+		v.Connect = ""
+	} else {
+		v.Work = ""
+	}
+}
+
+// why is the reason for which it does not come to be.
+func (v *environments) why() events.Cause {
+	if v.Failed != nil {
+		return *v.Failed
+	}
+	return deletedMeanwhile
 }
 
 func (v *environments) onDeletion(e events.EnvironmentDeletionAccepted) []Send {
@@ -241,12 +337,26 @@ func (v *environments) onDeletion(e events.EnvironmentDeletionAccepted) []Send {
 	out := []Send{send(v.Account, "release name", name.Release{Region: v.Region, Name: v.Declared.Name, Owner: string(v.Environment)})}
 	switch {
 	case v.Made:
-		return append(out, v.discard()...)
-	case v.Failed != nil && v.Work != "":
+		return append(append(out, v.dropPower()...), v.discard()...)
+	case v.Failed != nil && (v.Work != "" || v.Connect != ""):
 		return out // its undo is under way and will say when nothing is left
 	default:
 		return append(out, v.undo(deletedMeanwhile)...)
 	}
+}
+
+// dropPower stops what is still bringing its machines up.
+func (v *environments) dropPower() []Send {
+	if v.Power == "" {
+		return nil
+	}
+	why := events.Cause{Code: "environment-deleted", Text: "the environment was deleted before its machines had started"}
+	out := []Send{send(v.Account, "undo power", work.OrderUndo{Ref: v.work(v.Power), Why: why})}
+	if !v.Said {
+		out = append(out, v.finish(v.Declared.Operation, events.Cancelled, &why))
+	}
+	v.Power, v.Stuck, v.Said = "", "", true
+	return out
 }
 
 var deletedMeanwhile = events.Cause{Code: "environment-deleted", Text: "the environment was deleted before it was made"}
@@ -266,11 +376,8 @@ func (v *environments) gone() []Send {
 	}
 	if !v.Said {
 		v.Said = true
-		why := v.Failed
-		if why == nil {
-			why = &deletedMeanwhile
-		}
-		out = append(out, v.finish(v.Declared.Operation, outcomeOf(*why), why))
+		why := v.why()
+		out = append(out, v.finish(v.Declared.Operation, outcomeOf(why), &why))
 	}
 	if v.Deleting != "" {
 		out = append(out, send(v.Account, "deleted", environment.RecordDeleted{Ref: v.ref()}))

@@ -106,7 +106,7 @@ func open(r events.Record) bool {
 // and its undo is written off.
 func closes(r events.Record) bool {
 	e, ordered := r.Event.(events.WorkOrdered)
-	return !ordered || e.Kind != events.WorkCopy && e.Kind != events.WorkReceive && e.Kind != events.WorkClone
+	return !ordered || e.Kind != events.WorkCopy && e.Kind != events.WorkReceive && e.Kind != events.WorkClone && e.Kind != events.WorkConnect
 }
 
 // evictCopy has a copy leave a region.

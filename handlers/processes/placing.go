@@ -106,7 +106,7 @@ func (p *placing) React(r events.Record) []Send {
 		return append([]Send{
 			send(p.Account, "confirm number", number.Confirm{Number: p.Template, Owner: string(e.Operation)}),
 			send(p.Account, "confirm name", name.Confirm{Name: e.Name, Owner: r.Aggregate.ID}),
-		}, p.save(1, e.Operation, e.Source, e.Choices)...)
+		}, p.save(1, e.Operation, e.Source, e.Choices, e.Memory)...)
 	}
 	p.at = r.Sequence
 	out := p.react(r)
@@ -119,7 +119,7 @@ func (p *placing) react(r events.Record) []Send {
 	case events.ReplacementStaged:
 		p.Staged = e.Version
 		p.begin(effort{Operation: e.Operation, Version: e.Version})
-		return p.save(e.Version, e.Operation, e.Source, e.Choices)
+		return p.save(e.Version, e.Operation, e.Source, e.Choices, e.Memory)
 	case events.ReplacementQueued:
 		p.begin(effort{Operation: e.Operation, Queued: true})
 	case events.ReplacementUnqueued:
@@ -159,12 +159,12 @@ func (p *placing) react(r events.Record) []Send {
 }
 
 // save has the version's content fixed where its environment is.
-func (p *placing) save(n int, op events.OperationID, source events.Source, choices []events.Choice) []Send {
+func (p *placing) save(n int, op events.OperationID, source events.Source, choices []events.Choice, memory bool) []Send {
 	v := placedVersion{Version: n, Operation: op, Source: source, Choices: choices, Held: map[events.RegionID]instanceState{}, Cached: map[events.RegionID]bool{},
 		Save: events.WorkID(events.DeriveID(p.Account, events.CommandID(op), fmt.Sprintf("save %s@%d", p.Template, n)))}
 	p.Versions = append(p.Versions, v)
 	return []Send{send(p.Account, "save", work.Order{Ref: work.Ref{Region: source.Region, Work: v.Save}, WorkOrdered: events.WorkOrdered{
-		Kind: events.WorkSave, Operation: op, Order: events.Order{Environment: source.Environment, Template: p.Template, Version: n}}})}
+		Kind: events.WorkSave, Operation: op, Order: events.Order{Environment: source.Environment, Template: p.Template, Version: n, Memory: memory}}})}
 }
 
 func (p *placing) onSave(r events.Record, e events.WorkEvent) []Send {

@@ -95,6 +95,7 @@ func All() []Definition {
 		define[holding]("holding", holdingKeys),
 		define[placing]("placing", placingKeys),
 		define[environments]("environments", environmentKeys),
+		define[powering]("powering", poweringKeys),
 		define[draining]("draining", drainingKeys),
 		define[evicting]("evicting", evictingKeys),
 	}

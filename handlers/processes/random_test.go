@@ -43,7 +43,7 @@ func TestAtRest(t *testing.T) {
 			}
 			for _, line := range []string{
 				"pool a public-address 192.0.2.0/29", "pool b public-address 192.0.2.8/29",
-				"environment e1 a op=op-e1 resources=(web:public-address)", "environment e2 b op=op-e2 resources=(web:public-address, api:public-address)", "agents",
+				"environment e1 a op=op-e1 resources=(web:public-address) networks=1 machines=2", "environment e2 b op=op-e2 resources=(web:public-address, api:public-address)", "agents",
 			} {
 				play(line)
 			}
@@ -62,7 +62,7 @@ func TestAtRest(t *testing.T) {
 					}
 				}
 				for op, outcome := range w.operations() {
-					if outcome == "" || outcome == events.Partly {
+					if outcome == "" || outcome == events.Partly || outcome == events.LeftBehind {
 						play("retry " + string(op))
 					}
 				}
@@ -103,7 +103,7 @@ func anything(r *rand.Rand, n int, w *world) string {
 		}
 		return fmt.Sprintf("%s %s code=why", verb, name)
 	}
-	switch r.IntN(19) {
+	switch r.IntN(23) {
 	case 0, 1, 2:
 		return fmt.Sprintf("create %s name%d op=%s %s keep=%d regions=(%s, %s)", template(), r.IntN(2), op, from(), r.IntN(3), region(), region())
 	case 3, 4:
@@ -124,7 +124,15 @@ func anything(r *rand.Rand, n int, w *world) string {
 		if r.IntN(3) == 0 {
 			return fmt.Sprintf("delete %s op=%s", template(), op)
 		}
-		return fmt.Sprintf("discard i%d %s op=%s", r.IntN(n+1), region(), op)
+		return fmt.Sprintf("discard %s%d %s op=%s", []string{"i", "n"}[r.IntN(2)], r.IntN(n+1), region(), op)
+	case 16:
+		return fmt.Sprintf("power e1 a %s op=%s machines=(vm%d)", []string{"running", "suspended", "stopped"}[r.IntN(3)], op, r.IntN(2))
+	case 17:
+		return fmt.Sprintf("see e1 a vm%d %s code=crashed restart op=%s", r.IntN(2), []string{"failed", "running"}[r.IntN(2)], op)
+	case 18:
+		return fmt.Sprintf("edge e1 a op=%s from=(net%d)", op, n)
+	case 19:
+		return fmt.Sprintf("environment n%d %s op=%s networks=1 machines=1", n, region(), op)
 	case 15:
 		return fmt.Sprintf("keep %s %d", template(), r.IntN(3))
 	case 12, 13, 14:
@@ -158,6 +166,14 @@ func (w *world) operations() map[events.OperationID]events.Outcome {
 			begun(e.Operation)
 		case events.EnvironmentDeclared:
 			begun(e.Operation)
+		case events.PowerSet:
+			begun(e.Operation)
+		case events.EdgeSet:
+			begun(e.Operation)
+		case events.MachinesObserved:
+			if e.Operation != "" {
+				begun(e.Operation)
+			}
 		case events.EnvironmentDeletionAccepted:
 			begun(e.Operation)
 		case events.RetryAsked:

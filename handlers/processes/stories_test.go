@@ -148,8 +148,9 @@ func (w *world) play(d *datadriven.TestData) string {
 		return do(w, events.None, region.Retire{Region: events.RegionID(words[0]), Lost: true, Operation: op})
 	case "pool": // pool sydney public-address 203.0.113.0/30
 		return do(w, events.None, pool.AddRange{Region: events.RegionID(words[0]), Type: events.PoolID(words[1]), Prefix: words[2]})
-	case "environment": // environment e1 beijing op=… resources=(web:public-address:192.0.2.1, vpn:vpn-route:192.0.2.1:web)
-		e := events.EnvironmentDeclared{Name: words[0], Operation: op, Graph: events.DigestOf([]byte(words[0])), Resources: resources(value("resources"))}
+	case "environment": // environment e1 beijing op=… resources=(web:public-address:192.0.2.1, vpn:vpn-route:192.0.2.1:web) networks=1 machines=2
+		e := events.EnvironmentDeclared{Name: words[0], Operation: op, Graph: events.DigestOf([]byte(words[0])), Resources: resources(value("resources")),
+			Networks: whole(one("networks")), Machines: whole(one("machines"))}
 		if until := one("until"); until != "" {
 			e.Until = w.now.Add(duration(until))
 			w.dues = append(w.dues, UploadDue(acme, events.RegionID(words[1]), events.EnvironmentID(words[0]), e.Until))
@@ -160,12 +161,12 @@ func (w *world) play(d *datadriven.TestData) string {
 		return w.instantiate(words[0], words[1], events.TemplateID(t), whole(v), op, d.HasArg("copy"))
 	case "create": // create 73291467 ajax op=… from=e1 in=beijing regions=(…) keep=n choose=(sydney:web:203.0.113.9)
 		c := template.Create{Template: id(0), Name: words[1], Display: words[1], Source: source(one), Regions: regions("regions"), Keep: whole(one("keep")),
-			Choices: choices(value("choose")), Operation: op}
+			Choices: choices(value("choose")), Operation: op, Memory: d.HasArg("memory")}
 		return do(w, acme, number.Claim{Number: c.Template, Account: acme, Owner: string(op), Until: soon}) +
 			do(w, acme, name.Claim{Name: c.Name, Owner: words[0], Until: soon}) + do(w, acme, c)
 	case "replace": // replace 73291467 op=… from=e2 in=tokyo policy=quorum n=2 deadline=1h
 		c := template.Replace{Template: id(0), Source: source(one), Policy: events.SwitchPolicy{Kind: one("policy"), Quorum: whole(one("n"))},
-			Choices: choices(value("choose")), Operation: op}
+			Choices: choices(value("choose")), Operation: op, Memory: d.HasArg("memory")}
 		if deadline := one("deadline"); deadline != "" {
 			c.Deadline = w.now.Add(duration(deadline))
 			w.dues = append(w.dues, ReplacementDue(acme, c.Template, op, c.Deadline))
@@ -181,6 +182,19 @@ func (w *world) play(d *datadriven.TestData) string {
 		return do(w, acme, template.Keep{Template: id(0), Keep: whole(words[1])})
 	case "delete": // delete 73291467 op=…
 		return do(w, acme, template.Delete{Template: id(0), Operation: op})
+	case "power": // power e1 beijing running op=… (machines=(vm1, vm2))
+		return do(w, acme, environment.SetPower{Ref: environmentRef(words), Power: words[2], Machines: value("machines"), Operation: op})
+	case "see": // see e1 beijing vm1 failed (code=crashed restart op=…)
+		r := environment.MachineReport{Machine: words[2], Power: words[3]}
+		c := environment.ReportMachines{Ref: environmentRef(words), Epoch: 1, Operation: op}
+		if code := one("code"); code != "" {
+			r.Cause = &events.Cause{Code: code, Text: "as the story has it"}
+			c.Restarts = map[string]events.Verdict{words[2]: {Policy: "restart", Allowed: d.HasArg("restart")}}
+		}
+		c.Machines = []environment.MachineReport{r}
+		return do(w, acme, c)
+	case "edge": // edge e1 beijing op=… from=outside
+		return do(w, acme, environment.SetEdge{Ref: environmentRef(words), Rules: []events.EdgeRule{{Action: "deny", From: value("from")}}, Operation: op})
 	case "discard": // discard e1 beijing op=…
 		return do(w, acme, environment.Delete{Ref: environmentRef(words), Operation: op})
 	case "cancel":

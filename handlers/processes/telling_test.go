@@ -72,6 +72,23 @@ func (w *world) detail(e events.Event) string {
 			return string(e.Outcome) + " " + e.Cause.Code
 		}
 		return string(e.Outcome)
+	case events.WorkOrdered:
+		var out []string
+		for _, p := range e.Order.Power {
+			out = append(out, strings.TrimSpace(p.Machine+" "+p.Power))
+		}
+		if e.Order.Memory {
+			out = append(out, "with memory")
+		}
+		return strings.Join(out, ", ")
+	case events.PowerSet:
+		return strings.TrimSpace(strings.Join(e.Names(), " ") + " " + e.Power)
+	case events.MachinesObserved:
+		var out []string
+		for _, m := range e.Machines {
+			out = append(out, m.Machine+" "+m.Power)
+		}
+		return strings.Join(out, ", ")
 	case events.LeasesReserved:
 		return w.owner(e.Owner) + leases(" ", e.Leases) + leases(" inherits ", e.Inherited)
 	case events.LeasesConfirmed:
