@@ -1,0 +1,220 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// profile is how an emulator is kept from the host. What a host allows is found out by running a guest in it.
+type profile struct {
+	namespaces bool // its own of users, networks, processes, IPC and names
+	ownUser    bool // a user of its own for each machine; only root can
+	chroot     bool // no files but its disks' socket
+	runAs      bool // the emulator itself changes to the user, after the chroot: root without user namespaces
+	gid        uint32
+}
+
+// profiles gives those to try, the strictest first.
+func (d *Driver) profiles(a Acceleration) []profile {
+	root := os.Geteuid() == 0
+	gid := uint32(0)
+	if root && a == KVM { // the machine's user must reach the device
+		if info, err := os.Stat("/dev/kvm"); err == nil {
+			gid = info.Sys().(*syscall.Stat_t).Gid
+		}
+	}
+	if root {
+		return []profile{
+			{namespaces: true, ownUser: true, chroot: true, gid: gid},
+			{runAs: true, ownUser: true, chroot: true, gid: gid},
+			{ownUser: true, gid: gid},
+		}
+	}
+	return []profile{{namespaces: true, chroot: true}, {}}
+}
+
+// names says what keeps a machine from the host, for Capabilities.
+func (p profile) names(cgroup string, why error) []string {
+	var out []string
+	add := func(yes bool, names ...string) {
+		if yes {
+			out = append(out, names...)
+		}
+	}
+	add(p.ownUser, "own-user")
+	add(p.namespaces, "user-namespace", "network-namespace", "pid-namespace", "ipc-namespace", "uts-namespace")
+	add(p.chroot, "chroot")
+	add(true, "seccomp", "rlimits", "oom-score")
+	add(why == nil, "cgroup")
+	if why != nil {
+		out = append(out, "no cgroup: "+why.Error())
+	}
+	add(!p.namespaces, "no user namespace")
+	add(!p.chroot, "no chroot")
+	return out
+}
+
+// command makes an emulator that will run in a jail, a folder, as this user. The files are its descriptors from 3 on.
+func (e *emulator) command(p profile, uid uint32, jail *os.File, log *os.File, arguments []string, files []*os.File) *exec.Cmd {
+	own := []string{"-nodefaults", "-no-user-config", "-display", "none"}
+	sandbox := "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+	if p.runAs {
+		sandbox = strings.Replace(sandbox, "elevateprivileges=deny", "elevateprivileges=allow", 1) // it gives privileges up, after the filter is there
+	}
+	own = append(own, "-sandbox", sandbox)
+	user := fmt.Sprintf("%d:%d", uid, p.group(uid))
+	// QEMU 8.1 and 9.1 moved these to -run-with; what was there before is removed some day.
+	if modern := bytes.Contains(e.help, []byte("-run-with")); p.chroot && modern && bytes.Contains(e.help, []byte("chroot=")) {
+		own = append(own, "-run-with", "chroot=.")
+	} else if p.chroot {
+		own = append(own, "-chroot", ".")
+	}
+	if modern := bytes.Contains(e.help, []byte("[,user=")); p.runAs && modern {
+		own = append(own, "-run-with", "user="+user)
+	} else if p.runAs {
+		own = append(own, "-runas", user)
+	}
+	cmd := exec.Command(e.path, append(own, arguments...)...)
+	cmd.Env = []string{}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
+	// The jail is the working directory before it is the root, so that names in it are the same before and after. It is
+	// entered through its descriptor: the machine's user need not reach the folders above.
+	cmd.Dir = "/proc/self/fd/" + strconv.Itoa(int(jail.Fd()))
+	attr := &syscall.SysProcAttr{Setsid: true} // and no parent-death signal: it outlives the agent
+	switch {
+	case p.namespaces:
+		attr.Cloneflags = unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWPID | unix.CLONE_NEWUTS
+		hostUID, hostGID := os.Geteuid(), os.Getegid()
+		if p.ownUser {
+			hostUID, hostGID = int(uid), int(p.group(uid))
+		}
+		attr.UidMappings = []syscall.SysProcIDMap{{HostID: hostUID, Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{HostID: hostGID, Size: 1}}
+		attr.GidMappingsEnableSetgroups = p.ownUser
+		attr.Credential = &syscall.Credential{NoSetGroups: !p.ownUser}
+	case p.ownUser && !p.runAs:
+		attr.Credential = &syscall.Credential{Uid: uid, Gid: p.group(uid)}
+	}
+	cmd.SysProcAttr = attr
+	return cmd
+}
+
+// group is the machine's: of the same number as its user, or the one that may use the accelerator.
+func (p profile) group(uid uint32) uint32 {
+	if p.gid != 0 {
+		return p.gid
+	}
+	return uid
+}
+
+// prepare gives a jail or a socket in it to the machine's user: the folder stays the agent's, and can be entered.
+func (p profile) prepare(jail string, uid uint32) error {
+	if !p.ownUser {
+		return nil
+	}
+	return os.Chmod(jail, 0o711)
+}
+
+// give makes a file the machine's user's.
+func (p profile) give(path string, uid uint32) error {
+	if !p.ownUser {
+		return nil
+	}
+	return os.Lchown(path, int(uid), int(p.group(uid)))
+}
+
+const (
+	// maxFile bounds a file that an emulator writes: its log, and a screenshot.
+	maxFile = 16 << 20
+	// maxOpen bounds its descriptors.
+	maxOpen = 1024
+	// overhead is what an emulator may map beyond its guest's memory: code, buffers of translated code, stacks of threads,
+	// the display. An idle one has 1.2 GB mapped, and uses a twentieth of it.
+	overhead = 4 << 30
+	// oomScore lets the kernel choose a machine before the agent when memory is short.
+	oomScore = 500
+)
+
+// limit bounds what the process can take from the host. Nothing of the guest has run yet.
+func (p *process) limit(memory int64) error {
+	var errs []error
+	for resource, value := range map[int]uint64{
+		unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: maxFile, unix.RLIMIT_NOFILE: maxOpen, unix.RLIMIT_AS: uint64(memory) + overhead,
+	} {
+		limit := unix.Rlimit{Cur: value, Max: value}
+		var now unix.Rlimit
+		if err := unix.Prlimit(p.PID, resource, nil, &now); err == nil && now.Max < value {
+			continue // the host is stricter
+		}
+		if err := unix.Prlimit(p.PID, resource, &limit, nil); err != nil {
+			errs = append(errs, fmt.Errorf("limit %d: %w", resource, err))
+		}
+	}
+	errs = append(errs, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.PID), []byte(strconv.Itoa(oomScore)), 0))
+	return errors.Join(errs...)
+}
+
+// probeOnce runs the probe's guest.
+func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p profile, limit time.Duration) error {
+	dir, err := os.MkdirTemp(d.cfg.Dir, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := p.prepare(dir, d.cfg.FirstUID); err != nil {
+		return err
+	}
+	jail, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer jail.Close()
+	log, err := os.OpenFile(filepath.Join(dir, logFile), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	disk, err := anonymous("probe", 1<<20) // the BIOS does not boot from one sector
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	if _, err := disk.WriteAt(probeGuest(), 0); err != nil {
+		return err
+	}
+	cmd := e.command(p, d.cfg.FirstUID, jail, log, append(e.board(a, 1),
+		"-m", "16M", "-device", "isa-debug-exit,iobase=0xf4",
+		"-blockdev", `{"driver":"raw","node-name":"probe","read-only":true,"file":{"driver":"file","filename":"/proc/self/fd/3","read-only":true,"locking":"off"}}`,
+		"-device", "virtio-blk-pci,drive=probe,bootindex=0"), []*os.File{disk})
+	// One that is killed in the middle of it leaves no guest behind.
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	timeout := time.AfterFunc(limit, func() { cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	err = cmd.Wait()
+	intime := timeout.Stop()
+	if !stop() {
+		return ctx.Err()
+	}
+	if code := cmd.ProcessState.ExitCode(); code == 2*probeByte+1 {
+		return nil
+	} else if !intime {
+		return fmt.Errorf("the guest did nothing for %s: %w", limit, context.DeadlineExceeded)
+	}
+	return fmt.Errorf("%w: %s", errors.Join(err, errProbe), bytes.TrimSpace(tail(filepath.Join(dir, logFile), maxWords)))
+}
+
+var errProbe = errors.New("the emulator ended before the guest ran")
