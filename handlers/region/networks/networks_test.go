@@ -72,6 +72,7 @@ func TestValidate(t *testing.T) {
 		"group MAC":          {func(n *Network) { front(n).Ports[0].MAC = "03:00:00:00:00:01" }, NetworkInvalid, nil},
 		"zero MAC":           {func(n *Network) { front(n).Ports[0].MAC = "00:00:00:00:00:00" }, NetworkInvalid, nil},
 		"MAC twice":          {func(n *Network) { front(n).Ports[1].MAC = "02-00-00-00-00-01" }, DuplicateMAC, []string{"web", "app", "front", "02:00:00:00:00:01"}},
+		"MAC of the edge":    {func(n *Network) { front(n).Ports[1].MAC = "0a:7b:0a:00:01:01" }, DuplicateMAC, []string{"app", "edge"}},
 		"address twice":      {func(n *Network) { front(n).Ports[1].Address = addr("10.0.1.10") }, AddressConflict, []string{"web", "app", "10.0.1.10"}},
 		"gateway's address":  {func(n *Network) { front(n).Ports[1].Address = addr("10.0.1.1") }, AddressConflict, []string{"app", "gateway", "10.0.1.1"}},
 		"address elsewhere":  {func(n *Network) { front(n).Ports[1].Address = addr("10.0.2.77") }, NetworkInvalid, []string{"app", "10.0.2.77"}},

@@ -59,6 +59,13 @@ func CanonicalMAC(mac string) string {
 	return mac
 }
 
+// EdgeMAC is that of the edge where it has an address: the same in every environment and region, so that a machine that
+// resumes elsewhere finds its gateway where it left it.
+func EdgeMAC(a netip.Addr) string {
+	b := a.As4()
+	return net.HardwareAddr{0x0a, 0x7b, b[0], b[1], b[2], b[3]}.String()
+}
+
 var (
 	loopback  = netip.MustParsePrefix("127.0.0.0/8")
 	linkLocal = netip.MustParsePrefix("169.254.0.0/16")
@@ -157,8 +164,14 @@ func validateSegment(s Segment) error {
 		}
 		byAddress[p.Address] = p
 	}
-	if (s.DHCP || s.DNS) && !s.EdgeAddress().IsValid() {
+	edge := s.EdgeAddress()
+	if (s.DHCP || s.DNS) && !edge.IsValid() {
 		return bad("no address of %s is left for DHCP and DNS", s.Subnet)
+	}
+	if edge.IsValid() {
+		if p, ok := byMAC[EdgeMAC(edge)]; ok {
+			return Errorf(DuplicateMAC, "segment %s: %s and the edge have the MAC %s", s.ID, p.name(), EdgeMAC(edge))
+		}
 	}
 	return nil
 }
@@ -276,7 +289,7 @@ func (r Rule) matches(protocol Protocol, from netip.Addr, to netip.AddrPort) boo
 		return len(ps) == 0 || slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	return (r.Protocol == "" || r.Protocol == protocol) && within(r.From, from) && within(r.To, to.Addr()) &&
-		(len(r.Ports) == 0 || protocol != ICMP && slices.ContainsFunc(r.Ports, func(p PortRange) bool {
+		(len(r.Ports) == 0 || (protocol == TCP || protocol == UDP) && slices.ContainsFunc(r.Ports, func(p PortRange) bool {
 			return p.First <= to.Port() && to.Port() <= p.Last
 		}))
 }

@@ -10,13 +10,18 @@ type Local struct {
 	in  func(frame []byte)
 }
 
-// NewLocal joins somebody to the segment who has one address. Frames for it, and those for all, are handed to in, which may
-// not keep them, is called by several goroutines at once, and is where a machine that sends too much waits.
-func (s *Segment) NewLocal(mac MAC, in func(frame []byte)) *Local {
-	l := &Local{seg: s, mac: mac, in: in}
+// NewLocal makes a place for somebody who has one address, and nothing else.
+func (s *Segment) NewLocal(mac MAC) *Local {
+	l := &Local{seg: s, mac: mac}
 	l.station.receiver = l
-	s.join(&l.station, mac)
 	return l
+}
+
+// Join begins. Frames for the address, and those for all, are handed to in, which may not keep them, is called by several
+// goroutines at once, and is where a machine that sends too much waits.
+func (l *Local) Join(in func(frame []byte)) {
+	l.in = in
+	l.seg.join(&l.station, l.mac)
 }
 
 // Send passes on frames, each after its length in 4 bytes.

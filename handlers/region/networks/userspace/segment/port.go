@@ -46,16 +46,20 @@ func (p *Port) MAC() MAC { return p.mac }
 // Plugged says whether a machine is connected.
 func (p *Port) Plugged() bool { return p.here() }
 
-// Plug connects to the machine that listens on a unix socket, and again whenever the connection breaks, until Unplug or
-// Close. It waits for the first connection until the context ends, and goes on trying after that. Error: the context's.
-func (p *Port) Plug(ctx context.Context, socket string) error {
+// Connect keeps a connection to the machine that listens on a unix socket, and makes it again whenever it breaks, until Unplug
+// or Close. Once more changes nothing.
+func (p *Port) Connect(socket string) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.unplug == nil {
-		inner, cancel := context.WithCancel(context.Background())
+		ctx, cancel := context.WithCancel(context.Background())
 		p.unplug, p.ended = cancel, make(chan struct{})
-		go p.keep(inner, socket, p.ended)
+		go p.keep(ctx, socket, p.ended)
 	}
-	p.mu.Unlock()
+}
+
+// Wait returns when a machine is connected. Error: the context's.
+func (p *Port) Wait(ctx context.Context) error {
 	for {
 		p.mu.Lock()
 		changed := p.changed

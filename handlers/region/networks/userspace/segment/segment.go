@@ -98,6 +98,9 @@ func New(mtu int) *Segment {
 	return s
 }
 
+// MTU is the payload that its frames may have, in bytes.
+func (s *Segment) MTU() int { return int(s.maxFrame) - overhead }
+
 func (s *Segment) join(st *station, mac MAC) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

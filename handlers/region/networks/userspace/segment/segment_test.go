@@ -53,7 +53,9 @@ func (m *machine) replug() {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := m.port.Plug(ctx, m.path); err != nil {
+	m.port.Connect(m.path)
+	m.port.Connect(m.path)
+	if err := m.port.Wait(ctx); err != nil {
 		m.t.Fatalf("plugging %s: %v", m.mac, err)
 	}
 	m.accept()
@@ -348,7 +350,8 @@ func TestUnplugAndPlug(t *testing.T) {
 	cancel()
 	lonely := s.NewPort(0x020000000009)
 	defer lonely.Close()
-	if err := lonely.Plug(gone, filepath.Join(t.TempDir(), "nobody")); err == nil {
+	lonely.Connect(filepath.Join(t.TempDir(), "nobody"))
+	if err := lonely.Wait(gone); err == nil {
 		t.Error("plugged in where nobody listens")
 	}
 }
@@ -392,7 +395,8 @@ func TestALocalStation(t *testing.T) {
 	s := New(1500)
 	a, b := plug(t, s, macA), plug(t, s, macB)
 	got := make(chan []byte, 10)
-	edge := s.NewLocal(macC, func(f []byte) { got <- bytes.Clone(f) })
+	edge := s.NewLocal(macC)
+	edge.Join(func(f []byte) { got <- bytes.Clone(f) })
 	hello := frame(broadcast, macA, 0x0806, 60, 1)
 	a.send(hello)
 	b.expect(hello)
