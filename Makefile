@@ -11,7 +11,10 @@ TEST_TOOLS = \
 	virt-v2v=virt-v2v \
 	rsync=rsync \
 	unshare=util-linux \
-	ip=iproute2
+	ip=iproute2 \
+	qemu-system-x86_64=qemu-system-x86 \
+	nft=nftables \
+	curl=curl
 
 # What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
 BENCH_TOOLS = $(TEST_TOOLS) tc=iproute2 casync=casync
