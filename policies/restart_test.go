@@ -22,6 +22,8 @@ func TestRestart(t *testing.T) {
 		{"crashed", "stopped", 1, false},
 		{"crashed", "suspended", 1, false},
 		{"guest-shutdown", "running", 0, false},
+		{"region-stopped", "running", 0, true},
+		{"region-stopped", "suspended", 0, false},
 		{"memory-short", "running", 1, false},
 		{"", "", 0, false},
 	} {

@@ -97,10 +97,16 @@ func (s State) Deaths(machine string, now time.Time) int {
 	return n
 }
 
-// Died says whether the report is news of a machine's death: what the restart
-// policy is asked about.
-func (s State) Died(r MachineReport) bool {
-	return died(r.Power, r.Cause) && s.observed[r.Machine] != r.seen()
+// rested says whether a report is of a machine that was suspended because its
+// region's agent was told to end.
+func rested(power string, why *events.Cause) bool {
+	return power == suspended && why != nil && why.Code == events.CauseRegionStopped
+}
+
+// AsksRestart says whether the report is news of a machine that does not run any
+// more though nobody asked for that: what the restart policy is asked about.
+func (s State) AsksRestart(r MachineReport) bool {
+	return (died(r.Power, r.Cause) || rested(r.Power, r.Cause)) && s.observed[r.Machine] != r.seen()
 }
 
 // SetPower has one machine, several, those of a vApp, or all brought to a power state.
@@ -201,7 +207,7 @@ type ReportMachines struct {
 	Ref
 	Epoch    int             `json:"epoch"`
 	Machines []MachineReport `json:"machines"`
-	// Restarts are the restart policy's verdicts on those that died, by machine.
+	// Restarts are the restart policy's verdicts on those that do not run any more, by machine.
 	Restarts  map[string]events.Verdict `json:"restarts,omitempty"`
 	Operation events.OperationID        `json:"operation,omitempty"` // that starts machines again, if any are to be
 }
@@ -233,9 +239,9 @@ func (c ReportMachines) Decide(s State, f aggregates.Facts) (events.EnvironmentE
 		m := events.MachineState{Machine: r.Machine, Power: r.Power, Cause: brief(r.Cause), Accelerator: clip(r.Accelerator, 20)}
 		if died(r.Power, r.Cause) {
 			m.Deaths = s.Deaths(r.Machine, f.Now) + 1
-			if v, asked := c.Restarts[r.Machine]; asked {
-				m.Restart = &v
-			}
+		}
+		if v, asked := c.Restarts[r.Machine]; asked && s.AsksRestart(r) {
+			m.Restart = &v
 		}
 		if r.Power == stopped && m.Cause != nil && m.Cause.Code == events.CauseGuestShutdown && !off(s.Declared(r.Machine)) {
 			m.Declared = stopped

@@ -116,10 +116,10 @@ func TestDeathsAreCountedAndTheVerdictIsRecorded(t *testing.T) {
 	facts(t, history...).At(now).When(denied).Then(events.MachinesObserved{Epoch: 3, At: now, Machines: []events.MachineState{last}})
 
 	s := facts(t, history...).State()
-	if s.Deaths("vm1", given.Now().Add(2*time.Minute)) != 3 || s.Deaths("vm2", given.Now()) != 0 || !s.Died(diedAgain) {
+	if s.Deaths("vm1", given.Now().Add(2*time.Minute)) != 3 || s.Deaths("vm2", given.Now()) != 0 || !s.AsksRestart(diedAgain) {
 		t.Error("deaths are counted wrongly")
 	}
-	if facts(t, declared, created, saw(up), saw(died)).State().Died(diedAgain) {
+	if facts(t, declared, created, saw(up), saw(died)).State().AsksRestart(diedAgain) {
 		t.Error("the same death is news twice")
 	}
 }

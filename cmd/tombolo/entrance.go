@@ -42,6 +42,24 @@ func (c *client) entranceTo(region string) *entrance {
 	}}
 }
 
+// reach gives the URL by which a region itself is asked, and the position at
+// which that was so.
+func (c *client) reach(ctx context.Context, region string) (base string, position uint64, err error) {
+	b, err := c.read(ctx, "/v1/regions/"+url.PathEscape(region), nil)
+	if err != nil {
+		return "", 0, err
+	}
+	var to api.OneRegion
+	if err := json.Unmarshal(b, &to); err != nil {
+		return "", 0, err
+	}
+	if to.HTTP == "" {
+		return "", 0, fail(exitError, "region-not-ready", "no agent of %s has said where it can be asked", to.Region.Region).
+			withNext("is its agent running? tombolo region show %s", to.Region.Region)
+	}
+	return trust.URL(to.HTTP), to.Position, nil
+}
+
 // uploadTicket is a ticket for the disks that an environment still waits for.
 func (c *client) uploadTicket(ctx context.Context, id string) (string, error) {
 	b, err := c.read(ctx, envPath(id), nil)

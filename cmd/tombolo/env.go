@@ -59,7 +59,7 @@ func (a *app) envCommand() *cobra.Command {
 	show := where(a.verb("show ENV", "One environment", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		return a.showOne(ctx, envPath(args[0]), in(), one)
 	}))
-	commands := []*cobra.Command{init, schema, a.envCreate(one), a.envImport(one), a.envExport(), ls, show, a.envSave()}
+	commands := []*cobra.Command{init, schema, a.envCreate(one), a.envImport(one), a.envExport(), ls, show, a.envSave(), a.envConsole(), a.envScreenshot()}
 	for _, p := range []struct{ verb, short, power string }{
 		{"start", "Declare its machines running", "running"}, {"suspend", "Declare its machines suspended", "suspended"},
 		{"resume", "Declare its machines running again", "running"}, {"stop", "Declare its machines stopped", "stopped"},

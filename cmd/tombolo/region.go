@@ -19,6 +19,12 @@ var regionColumns = []column{{"REGION", "region", false}, {"NAME", "name", false
 var nearColumns = []column{{"REGION", "region", false}, {"NAME", "name", false}, {"STATUS", "status", false}, {"FAST HERE", "fast_here", false},
 	{"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"COPY", "copy_state", false}, {"BYTES DONE", "copy.bytes_done", false}, {"BEHIND", "behind", true}}
 
+var hostColumns = []column{{"REGION", "region", false}, {"MACHINES", "machines.available", false}, {"ACCELERATOR", "machines.hardware.accelerator", false},
+	{"NETWORKS", "networks.name", false}, {"WHY", "machines.why", false}, {"ISOLATION", "machines.isolation", true}, {"CPU", "machines.hardware.cpu", true}}
+
+var runningColumns = []column{{"ENVIRONMENT", "id.environment", false}, {"MACHINE", "id.machine", false}, {"STATE", "state", false}, {"PID", "pid", false},
+	{"MEMORY", "memory", false}, {"USED", "used", false}, {"STARTED", "started", false}}
+
 func (a *app) regionCommand() *cobra.Command {
 	var in, status, ref string
 	ls := a.verb("ls", "Which regions are there?", cobra.NoArgs, func(ctx context.Context, _ []string) error {
@@ -95,7 +101,11 @@ func (a *app) regionCommand() *cobra.Command {
 		return a.show(b, shape{name: "region", columns: []column{{"REGION", "region", false}, {"CHUNKS", "chunks", false}, {"BYTES", "bytes", false},
 			{"DAMAGED", "damaged", false}, {"MISSING", "missing", false}, {"MS", "duration_ms", false}, {"HURT", "hurt", true}}})
 	})
-	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover, scrub)
+	host := a.verb("host REGION", "What its host can run, and what its machines and networks do now", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		return a.showOne(ctx, "/v1/regions/"+url.PathEscape(args[0])+"/host", nil, shape{name: "region", columns: hostColumns,
+			parts: &shape{items: "running", name: "id", columns: runningColumns}})
+	})
+	return noun("region", "Places with machines", ls, show, add, drain, retire, takeover, scrub, host)
 }
 
 // set puts a value into a query unless it is empty.

@@ -7,14 +7,11 @@ import (
 	"io"
 	"iter"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 
-	"github.com/tombolo-vdc/tombolo/handlers/api"
 	"github.com/tombolo-vdc/tombolo/handlers/region"
 	"github.com/tombolo-vdc/tombolo/handlers/region/disks"
-	"github.com/tombolo-vdc/tombolo/handlers/trust"
 )
 
 // exported is an export that a region holds while it is read.
@@ -26,24 +23,16 @@ type exported struct {
 
 // openExport has a region fix one moment of what is asked for.
 func (c *client) openExport(ctx context.Context, at string, ask region.ExportRequest) (*exported, error) {
-	b, err := c.read(ctx, "/v1/regions/"+url.PathEscape(at), nil)
+	base, position, err := c.reach(ctx, at)
 	if err != nil {
 		return nil, err
 	}
-	var to api.OneRegion
-	if err := json.Unmarshal(b, &to); err != nil {
-		return nil, err
-	}
-	if to.HTTP == "" {
-		return nil, fail(exitError, "region-not-ready", "no agent of %s has said where it can be asked", to.Region.Region).
-			withNext("is its agent running? tombolo region show %s", to.Region.Region)
-	}
-	ask.After = max(to.Position, c.app.position)
+	ask.After = max(position, c.app.position)
 	body, err := json.Marshal(ask)
 	if err != nil {
 		return nil, err
 	}
-	e := &exported{at: c.entranceTo(at), base: trust.URL(to.HTTP)}
+	e := &exported{at: c.entranceTo(at), base: base}
 	return e, c.retrying(ctx, func() error {
 		b, err := e.at.send(ctx, http.MethodPost, e.base+"/v1/exports", body, nil)
 		if err != nil {

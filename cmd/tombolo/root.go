@@ -108,7 +108,7 @@ func (a *app) root() *cobra.Command {
 	})
 	root.AddCommand(a.upCommand(), a.demoCommand(), a.serverCommand(), a.agentCommand(), a.orphansCommand(), a.regionCommand(), a.poolCommand(), a.envCommand(), a.templateCommand(), a.whereCommand(),
 		a.eventsCommand(), a.auditCommand(), a.operationCommand(), a.workCommand(), a.handlerCommand(), a.accountCommand(),
-		a.contextCommand(), a.doctorCommand(), a.versionCommand())
+		a.contextCommand(), a.doctorCommand(), a.versionCommand(), a.regionHost())
 	for _, c := range root.Commands() {
 		strict(c)
 	}

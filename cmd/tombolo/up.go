@@ -17,6 +17,7 @@ import (
 func (a *app) upCommand() *cobra.Command {
 	up, c := a.starter("up", "Start everything in one process: bus, control plane, regions, HTTP")
 	up.AddCommand(a.settingsSchema())
+	guestFlags(up, &c.Guests)
 	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of --config, or of the directory, or beijing,sydney,chicago)")
 	return up
 }
@@ -126,4 +127,27 @@ func (a *app) adopt(c contexts.Context, path string) {
 	if err := known.Save(); err != nil {
 		a.say("the list of contexts is left as it is: %v", err)
 	}
+}
+
+// guestFlags say how regions run machines and networks.
+func guestFlags(c *cobra.Command, g *program.Guests) {
+	f := c.Flags()
+	f.StringVar(&g.Accelerator, "accelerator", program.Accelerators()[0], "what runs machines: "+strings.Join(program.Accelerators(), ", ")+"; auto takes kvm where a guest is seen to run with it, none runs none")
+	f.StringVar(&g.Networks, "networks", program.NetworkKinds()[0], "what networks are made of: user needs no privilege, kernel needs root")
+	f.BoolVar(&g.LeaveRunning, "leave-running", false, "leave machines running when this ends; they are suspended otherwise, and go on with the next start")
+	if self, err := os.Executable(); err == nil { // else networks are in this process, and end with it
+		g.Host = []string{self, hostCommand}
+	}
+}
+
+// hostCommand is the command of a region's host process.
+const hostCommand = "region-host"
+
+// regionHost is started by agents, and by nobody else.
+func (a *app) regionHost() *cobra.Command {
+	c := a.verb(hostCommand+" KIND DIR", "Have a region's networks, for its agent", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
+		return program.HostProcess(ctx, args[0], args[1], version(), a.log())
+	})
+	c.Hidden = true
+	return c
 }

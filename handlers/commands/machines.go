@@ -46,7 +46,7 @@ func checkMachines(ctx context.Context, p *environment.SetPower, c *call) error 
 }
 
 // judgeRestarts refuses an agent whose epoch is over, and has the restart policy
-// say of each machine that died whether it is started again. What the agent says
+// say of each machine that does not run any more whether it is started again. What the agent says
 // of that itself does not count.
 func judgeRestarts(ctx context.Context, r *environment.ReportMachines, c *call) error {
 	r.Restarts, r.Operation = nil, ""
@@ -63,8 +63,12 @@ func judgeRestarts(ctx context.Context, r *environment.ReportMachines, c *call) 
 	}
 	now := c.door.executor.now().UTC()
 	for _, m := range r.Machines {
-		if !state.Died(m) {
+		if !state.AsksRestart(m) {
 			continue
+		}
+		deaths := state.Deaths(m.Machine, now)
+		if m.Power == events.MachineFailed {
+			deaths++
 		}
 		declared := state.Declared(m.Machine)
 		if declared == "" {
@@ -73,7 +77,7 @@ func judgeRestarts(ctx context.Context, r *environment.ReportMachines, c *call) 
 			}
 		}
 		d := c.door.restart.Decide(policies.RestartInput{Environment: string(r.Environment), Machine: m.Machine, Cause: m.Cause.Code,
-			Deaths: state.Deaths(m.Machine, now) + 1, Declared: declared})
+			Deaths: deaths, Declared: declared})
 		if d.Failed {
 			c.door.log.Error("the restart policy failed", "environment", r.Environment, "machine", m.Machine, "why", d.Why)
 		}

@@ -28,6 +28,8 @@ type guests struct {
 	mu   sync.Mutex
 	busy map[machines.ID]int // in the hands of a job, which reports what becomes of it
 	look chan struct{}       // something may have changed by itself
+
+	pools []networks.Pool // as the networks were told last; of run
 }
 
 func openGuests(ctx context.Context, a *Agent) (g *guests, err error) {

@@ -2,16 +2,20 @@ package region
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
+	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 	"github.com/tombolo-vdc/tombolo/projections"
 )
 
@@ -81,11 +85,58 @@ func (g *guests) observe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{g.observePools(ctx)}
 	for _, env := range environments {
 		errs = append(errs, g.observeNetwork(ctx, env), g.observeMachines(ctx, env))
 	}
 	return errors.Join(errs...)
+}
+
+// observePools tells the networks where public addresses are really bound, of all
+// regions.
+func (g *guests) observePools(ctx context.Context) error {
+	if g.networks == nil {
+		return nil
+	}
+	view, err := g.agent.feed.Now("pools", "regions")
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	var regions []projections.RegionRow
+	for resume, more := "", true; more; more = resume != "" {
+		page, err := projections.Regions{}.List(view, 0, resume)
+		if err != nil {
+			return err
+		}
+		regions, resume = append(regions, page.Rows...), page.Resume
+	}
+	var pools []networks.Pool
+	for _, r := range regions {
+		ranges, err := projections.Pools{}.Ranges(view, r.Region, events.PoolID(graph.PublicAddress))
+		if err != nil {
+			return err
+		}
+		for _, a := range ranges {
+			public, err := netip.ParsePrefix(a.Prefix)
+			if err != nil {
+				continue // values one by one are bound as themselves
+			}
+			pool := networks.Pool{Public: public, PortOffset: a.PortOffset}
+			if bind, err := netip.ParsePrefix(a.Bind); err == nil {
+				pool.Bind = bind
+			}
+			pools = append(pools, pool)
+		}
+	}
+	if slices.Equal(pools, g.pools) {
+		return nil
+	}
+	if err := g.networks.SetPools(ctx, pools); err != nil {
+		return err
+	}
+	g.pools = pools
+	return nil
 }
 
 // observeNetwork applies again a network that was lost.
@@ -119,11 +170,27 @@ func (g *guests) observeMachines(ctx context.Context, env events.EnvironmentID) 
 		return err
 	}
 	var errs []error
+	var news []environment.MachineReport
+	var ended []machines.ID
 	for _, n := range machineNodes(content) {
-		if g.isBusy(machineID(env, n.ID)) {
+		id := machineID(env, n.ID)
+		if g.isBusy(id) {
 			continue // its job says what becomes of it
 		}
-		errs = append(errs, g.observeMachine(ctx, row, env, n))
+		said, over, err := g.observeMachine(ctx, graph.Power(row.machines[n.ID].Observed), id, n)
+		if said != nil {
+			news = append(news, *said)
+		}
+		if over {
+			ended = append(ended, id)
+		}
+		errs = append(errs, err)
+	}
+	if err := g.report(ctx, row.Account, env, news...); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, id := range ended { // what is reported is cleaned up behind
+		errs = append(errs, g.machines.Kill(ctx, g.epoch(), id))
 	}
 	return errors.Join(errs...)
 }
@@ -153,73 +220,83 @@ func (g *guests) row(env events.EnvironmentID) (k known, ok bool, err error) {
 	return k, k.State == projections.EnvironmentCreated || k.State == projections.EnvironmentReceiving, err
 }
 
-func (g *guests) observeMachine(ctx context.Context, row known, env events.EnvironmentID, n graph.Node) error {
-	id := machineID(env, n.ID)
-	was := graph.Power(row.machines[n.ID].Observed)
+// observeMachine gives what is to be said of one machine, and whether its process
+// has ended.
+func (g *guests) observeMachine(ctx context.Context, was graph.Power, id machines.ID, n graph.Node) (said *environment.MachineReport, ended bool, err error) {
 	s, err := g.machines.Status(ctx, id)
 	switch {
+	case machines.CodeOf(err) == machines.MachineUnknown && hasMemory(n) && was == graph.Running:
+		return because(n.ID, graph.Suspended, events.CauseRegionStopped, "it was suspended when its region's agent ended"), false, nil
+	case machines.CodeOf(err) == machines.MachineUnknown && !hasMemory(n) && (was == graph.Running || was == graph.Suspended):
+		return because(n.ID, events.MachineFailed, events.CauseCrashed, "its process was gone when the region's agent came back"), false, nil
 	case machines.CodeOf(err) == machines.MachineUnknown:
-		switch {
-		case hasMemory(n) && was == graph.Running:
-			return g.report(ctx, row.Account, env, n.ID, graph.Suspended, &events.Cause{Code: events.CauseRegionStopped, Text: "it was suspended when its region's agent ended"})
-		case !hasMemory(n) && (was == graph.Running || was == graph.Suspended):
-			return g.report(ctx, row.Account, env, n.ID, events.MachineFailed, &events.Cause{Code: events.CauseCrashed, Text: "its process was gone when the region's agent came back"})
-		}
-		return nil
+		return nil, false, nil
 	case err != nil:
-		return err
+		return nil, false, err
 	}
 	switch s.State {
 	case machines.Running:
-		return g.report(ctx, row.Account, env, n.ID, graph.Running, nil)
+		return g.runs(ctx, n.ID), false, nil
 	case machines.Paused:
 		if hasMemory(n) || was != graph.Running {
-			return nil // an order is open that goes on from here
+			return nil, false, nil // an order is open that goes on from here
 		}
 		// Somebody was killed between pausing and continuing it.
-		g.agent.cfg.Log.Warn("a machine was left standing still and goes on", "environment", env, "machine", n.ID)
-		return g.machines.Continue(ctx, g.epoch(), id)
+		g.agent.cfg.Log.Warn("a machine was left standing still and goes on", "machine", id)
+		return nil, false, g.machines.Continue(ctx, g.epoch(), id)
 	}
-	is, cause := graph.Power(events.MachineFailed), events.Cause{Code: events.CauseCrashed, Text: "its process ended: " + s.Text}
-	if s.End == machines.EndGuest {
-		is, cause = graph.Stopped, events.Cause{Code: events.CauseGuestShutdown, Text: "the guest switched itself off"}
+	switch s.End {
+	case machines.EndKilled:
+		return nil, true, nil
+	case machines.EndGuest:
+		return because(n.ID, graph.Stopped, events.CauseGuestShutdown, "the guest switched itself off"), true, nil
 	}
-	if s.End != machines.EndKilled {
-		if err := g.report(ctx, row.Account, env, n.ID, is, &cause); err != nil {
-			return err
-		}
-	}
-	return g.machines.Kill(ctx, g.epoch(), id)
+	return because(n.ID, events.MachineFailed, events.CauseCrashed, "its process ended: "+s.Text), true, nil
 }
 
-// report tells the control plane what a machine is, if it does not know, and
-// waits until this agent's own projections do.
-func (g *guests) report(ctx context.Context, account events.AccountID, env events.EnvironmentID, machine string, is graph.Power, cause *events.Cause) error {
+// because is a report with its cause.
+func because(machine string, is graph.Power, code, text string) *environment.MachineReport {
+	return &environment.MachineReport{Machine: machine, Power: string(is), Cause: &events.Cause{Code: code, Text: text}}
+}
+
+// runs is the report of a machine that runs.
+func (g *guests) runs(ctx context.Context, machine string) *environment.MachineReport {
+	can, err := g.machines.Capabilities(ctx)
+	if err != nil {
+		can.Hardware.Accelerator = "" // the machine runs, whatever is known of it
+	}
+	return &environment.MachineReport{Machine: machine, Power: string(graph.Running), Accelerator: can.Hardware.Accelerator}
+}
+
+// report tells the control plane what machines are, as far as it does not know,
+// and waits until this agent's own projections do.
+func (g *guests) report(ctx context.Context, account events.AccountID, env events.EnvironmentID, said ...environment.MachineReport) error {
 	row, ok, err := g.row(env)
 	if err != nil || !ok {
 		return err
 	}
-	was := row.machines[machine]
-	if was.Observed == string(is) && (cause == nil && was.Cause == nil || cause != nil && was.Cause != nil && *was.Cause == *cause) {
-		return nil
-	}
+	said = slices.DeleteFunc(slices.Clone(said), func(m environment.MachineReport) bool {
+		was, known := row.machines[m.Machine]
+		return known && was.Observed == m.Power && (m.Cause == nil && was.Cause == nil || m.Cause != nil && was.Cause != nil && *was.Cause == *m.Cause)
+	})
 	a := g.agent
-	said := environment.MachineReport{Machine: machine, Power: string(is), Cause: cause}
-	if is == graph.Running {
-		can, err := g.machines.Capabilities(ctx)
+	for some := range slices.Chunk(said, environment.MaxReported) {
+		body := environment.ReportMachines{Ref: environment.Ref{Region: a.cfg.Region, Environment: env}, Epoch: g.epoch(), Machines: some}
+		raw, err := json.Marshal(body)
 		if err != nil {
 			return err
 		}
-		said.Accelerator = can.Hardware.Accelerator
+		// The same fact about the same past is one command, however often it is sent.
+		id := events.CommandID(events.DeriveID(account, events.CommandID(env), fmt.Sprintf("report %s at %d", events.DigestOf(raw), row.Revision)))
+		sequence, err := retry(ctx, func() (uint64, error) {
+			return a.cfg.Commander.Command(ctx, "", account, events.KindEnvironment, "report-machines", id, body)
+		})
+		if err != nil {
+			return err
+		}
+		if err := a.feed.WaitFor(ctx, sequence, "environments"); err != nil {
+			return err
+		}
 	}
-	body := environment.ReportMachines{Ref: environment.Ref{Region: a.cfg.Region, Environment: env}, Epoch: g.epoch(), Machines: []environment.MachineReport{said}}
-	// The same fact about the same past is one command, however often it is sent.
-	id := events.CommandID(events.DeriveID(account, events.CommandID(env), fmt.Sprintf("%s is %s at %d in %d", machine, is, row.Revision, body.Epoch)))
-	sequence, err := retry(ctx, func() (uint64, error) {
-		return a.cfg.Commander.Command(ctx, "", account, events.KindEnvironment, "report-machines", id, body)
-	})
-	if err != nil {
-		return err
-	}
-	return a.feed.WaitFor(ctx, sequence, "environments")
+	return nil
 }

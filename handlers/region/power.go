@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tombolo-vdc/tombolo/aggregates/environment"
 	"github.com/tombolo-vdc/tombolo/events"
 	"github.com/tombolo-vdc/tombolo/events/graph"
 	"github.com/tombolo-vdc/tombolo/handlers/region/chunks"
@@ -82,7 +83,13 @@ func (j *job) power(ctx context.Context) (events.Result, error) {
 func (p *powering) wanted(ctx context.Context) (map[string]graph.Power, error) {
 	out := map[string]graph.Power{}
 	for _, w := range p.Order.Power {
-		out[w.Machine] = graph.Power(w.Power)
+		if w.Machine != "" {
+			out[w.Machine] = graph.Power(w.Power)
+			continue
+		}
+		for _, n := range machineNodes(p.graph) { // of all
+			out[n.ID] = graph.Power(w.Power)
+		}
 	}
 	if len(out) > 0 {
 		return out, nil
@@ -101,20 +108,25 @@ func (p *powering) wanted(ctx context.Context) (map[string]graph.Power, error) {
 // them is no work, and a machine that was to run is off, and says why.
 func (p *powering) cannot(ctx context.Context, byState map[graph.Power][]graph.Node, why error) error {
 	cause := causeOf(refusedByGuests(why))
-	var asked []string
+	var said []environment.MachineReport
 	for _, state := range []graph.Power{graph.Running, graph.Suspended} {
 		for _, n := range byState[state] {
-			asked = append(asked, n.ID)
 			is := graph.PoweredOff
 			if hasMemory(n) {
 				is = graph.Suspended
 			}
-			if err := p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, &cause); err != nil {
-				return err
-			}
+			said = append(said, environment.MachineReport{Machine: n.ID, Power: string(is), Cause: &cause})
 		}
 	}
-	if len(asked) == 0 || len(p.Order.Power) == 0 {
+	for _, state := range []graph.Power{graph.Stopped, graph.PoweredOff} {
+		for _, n := range byState[state] {
+			said = append(said, environment.MachineReport{Machine: n.ID, Power: string(state)})
+		}
+	}
+	if err := p.agent.guests.report(ctx, p.Account, p.env, said...); err != nil {
+		return err
+	}
+	if len(p.Order.Power) == 0 || len(byState[graph.Running])+len(byState[graph.Suspended]) == 0 {
 		return nil
 	}
 	return &permanent{cause}
@@ -177,7 +189,7 @@ func (p *powering) end(ctx context.Context, n graph.Node, is graph.Power) error 
 	if err := p.forgetMemory(ctx, n.ID); err != nil {
 		return err
 	}
-	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, nil)
+	return p.say(ctx, is, nil, n)
 }
 
 // stop asks guests to shut down, those that depend on others first.
@@ -263,10 +275,13 @@ func (p *powering) suspend(ctx context.Context, nodes []graph.Node, failures map
 			if err := p.dismiss(ctx, n); err != nil {
 				return err
 			}
+			if err := p.say(ctx, graph.Suspended, nil, n); err != nil {
+				return err
+			}
 		case there && s.State != machines.Ended:
 			live = append(live, n)
 		case p.suspended(n.ID):
-			if err := p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Suspended, nil); err != nil {
+			if err := p.say(ctx, graph.Suspended, nil, n); err != nil {
 				return err
 			}
 		default:
@@ -288,7 +303,7 @@ func (p *powering) suspend(ctx context.Context, nodes []graph.Node, failures map
 			return err
 		}
 	}
-	return nil
+	return p.say(ctx, graph.Suspended, nil, live...)
 }
 
 // dismiss ends the process of a machine whose memory is stored.
@@ -298,7 +313,7 @@ func (p *powering) dismiss(ctx context.Context, n graph.Node) error {
 		return err
 	}
 	done()
-	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Suspended, nil)
+	return nil
 }
 
 // suspendAll pauses machines together, stores their memory, and makes that the
@@ -428,7 +443,7 @@ func (p *powering) failedToStart(ctx context.Context, n graph.Node, err error, f
 	if p.suspended(n.ID) {
 		is = graph.Suspended
 	}
-	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, is, &cause)
+	return p.say(ctx, is, &cause, n)
 }
 
 // boot starts one machine from power-on.
@@ -461,9 +476,22 @@ func (p *powering) prepare(ctx context.Context, n graph.Node, m *machines.Memory
 	return nil
 }
 
-// running says that a machine runs.
-func (p *powering) running(ctx context.Context, n graph.Node) error {
-	return p.agent.guests.report(ctx, p.Account, p.env, n.ID, graph.Running, nil)
+// running says that machines run.
+func (p *powering) running(ctx context.Context, nodes ...graph.Node) error {
+	var said []environment.MachineReport
+	for _, n := range nodes {
+		said = append(said, *p.agent.guests.runs(ctx, n.ID))
+	}
+	return p.agent.guests.report(ctx, p.Account, p.env, said...)
+}
+
+// say reports what machines are.
+func (p *powering) say(ctx context.Context, is graph.Power, cause *events.Cause, nodes ...graph.Node) error {
+	var said []environment.MachineReport
+	for _, n := range nodes {
+		said = append(said, environment.MachineReport{Machine: n.ID, Power: string(is), Cause: cause})
+	}
+	return p.agent.guests.report(ctx, p.Account, p.env, said...)
 }
 
 // resume lets machines go on from where they stood, together: either all of them
@@ -516,14 +544,8 @@ func (p *powering) resume(ctx context.Context, nodes []graph.Node, failures map[
 		return nil, err
 	}
 	done()
-	for _, n := range nodes {
-		if slices.Contains(names, n.ID) {
-			if err := p.running(ctx, n); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return cold, nil
+	on := slices.DeleteFunc(slices.Clone(nodes), func(n graph.Node) bool { return !slices.Contains(names, n.ID) })
+	return cold, p.running(ctx, on...)
 }
 
 // restore makes the process of a machine as it was when its memory was taken.

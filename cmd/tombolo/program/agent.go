@@ -32,6 +32,7 @@ type AgentConfig struct {
 	TransferListen, HTTPListen       string // host:port; port 0 picks one
 	TransferAdvertise, HTTPAdvertise string // as others reach it; empty: where it listens
 	LinkBytesPerSecond               int64  // cap for what each link brings in; 0: none
+	Guests
 
 	Version string
 	Log     *slog.Logger // required
@@ -110,6 +111,9 @@ const reconnectPause = 500 * time.Millisecond
 // bus. Nothing is answered before Run, which goes on through losses of the bus.
 // Errors: *Error, *region.Error, or what lies beneath.
 func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *RegionAgent, err error) {
+	if err := c.Guests.check(); err != nil {
+		return nil, err
+	}
 	c.Log = c.Log.With("part", "agent", "region", c.Enrolment.Region)
 	options = append([]nats.Option{
 		nats.Name("agent-" + string(c.Enrolment.Region)), nats.ReconnectWait(reconnectPause), nats.RetryOnFailedConnect(true),
@@ -176,6 +180,7 @@ func NewAgent(ctx context.Context, c AgentConfig, options ...nats.Option) (_ *Re
 			return holders(f).authorize(r, environment)
 		},
 	}
+	c.Guests.compose(&composed, c.Version)
 	if c.Instrument != nil {
 		c.Instrument(&composed)
 	}
@@ -241,5 +246,5 @@ func (p *Program) openAgent(ctx context.Context, id events.RegionID) (*RegionAge
 		advertise = p.advertised(listen)
 	}
 	return NewAgent(ctx, AgentConfig{Dir: p.regionDir(id), Enrolment: e, TransferListen: listen, HTTPListen: listen, TransferAdvertise: advertise, HTTPAdvertise: advertise,
-		Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
+		Guests: p.config.Guests, Version: p.config.Version, Log: p.config.Log}, p.bus.InProcess())
 }

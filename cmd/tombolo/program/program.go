@@ -51,6 +51,7 @@ type Config struct {
 	Alone     bool     // the control plane alone: Regions are made known, and their agents run elsewhere
 	Bytes     int64    // most that the journal of a new directory may take; 0: 8 GiB, or half of what the disk has for the bus
 	Lazy      bool     // acknowledge before the disk has it: for tests and trials only
+	Guests             // of the regions whose agents run in this process
 	Version   string
 	Log       *slog.Logger // required
 	// Journal may put something between those who append and the journal, for
@@ -119,6 +120,9 @@ const (
 // New opens the data directory and everything over it. Nothing is answered
 // before Run. Errors: *Error, or what lies beneath.
 func New(ctx context.Context, c Config) (_ *Program, err error) {
+	if err := c.Guests.check(); err != nil {
+		return nil, err
+	}
 	p := &Program{config: c, agentsOpen: make(chan struct{})}
 	defer func() {
 		if err != nil {

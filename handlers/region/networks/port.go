@@ -184,6 +184,9 @@ type Reader interface {
 // Writer is the part of a substrate that changes the host. Every method may be called again after any crash, and done twice
 // is done once. A call of an agent with an older epoch than one seen is refused: stale-epoch.
 type Writer interface {
+	// SetPools says where the public addresses of all known regions are bound, so that machines reach those of others. It is
+	// forgotten when the substrate ends.
+	SetPools(ctx context.Context, pools []Pool) error
 	// Apply makes the network be as described. Segments, ports, addresses and rules that the description does not have go,
 	// exactly; what stays is not disturbed: connections that the new rules still allow go on. Before an error nothing was
 	// changed. Errors: network-invalid, address-conflict, duplicate-mac, bind-failed, unsupported.

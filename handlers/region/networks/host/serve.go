@@ -33,6 +33,7 @@ const (
 	pathList       = "/list"
 	pathNetwork    = "/network"
 	pathCounters   = "/counters"
+	pathPools      = "/pools"
 	pathApply      = "/apply"
 	pathRemove     = "/remove"
 	pathAttachment = "/attachment"
@@ -125,6 +126,9 @@ func Serve(ctx context.Context, l net.Listener, s networks.Substrate, program he
 	handle(mux, pathCounters, func(ctx context.Context, _ nothing) (counted, error) {
 		ports, edges, err := s.Counters(ctx)
 		return counted{ports, edges}, err
+	})
+	handle(mux, pathPools, func(ctx context.Context, pools []networks.Pool) (nothing, error) {
+		return nothing{}, s.SetPools(ctx, pools)
 	})
 	handle(mux, pathApply, func(ctx context.Context, n networks.Network) (nothing, error) { return nothing{}, s.Apply(ctx, n) })
 	handle(mux, pathRemove, func(ctx context.Context, in ofEnvironment) (nothing, error) {

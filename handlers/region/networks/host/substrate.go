@@ -42,6 +42,7 @@ type Substrate struct {
 
 	starting sync.Mutex // held by whoever looks for the process and starts it
 	running  bool       // as far as is known
+	pools    []networks.Pool
 }
 
 var _ networks.Substrate = (*Substrate)(nil)
@@ -123,7 +124,11 @@ func (s *Substrate) ensure(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
-	return s.find(ctx)
+	if err := s.find(ctx); err != nil {
+		return err
+	}
+	_, err := ask[[]networks.Pool, nothing](ctx, s.client, pathPools, s.pools)
+	return err
 }
 
 // start runs the command in a session of its own, so that nothing that ends this process ends it, and waits until it can be
@@ -236,6 +241,15 @@ func (s *Substrate) Network(ctx context.Context, environment string) (networks.N
 func (s *Substrate) Counters(ctx context.Context) ([]networks.Counters, []networks.EdgeCounters, error) {
 	c, err := read[nothing, counted](ctx, s, pathCounters, nothing{})
 	return c.Ports, c.Edges, err
+}
+
+// SetPools see networks.Writer. A process that is started later is told, too.
+func (s *Substrate) SetPools(ctx context.Context, pools []networks.Pool) error {
+	s.starting.Lock()
+	s.pools = pools
+	s.starting.Unlock()
+	_, err := read[[]networks.Pool, nothing](ctx, s, pathPools, pools)
+	return err
 }
 
 // Apply see networks.Writer.

@@ -103,7 +103,10 @@ func New(c Config) (*Substrate, error) {
 }
 
 // SetPools says where the public addresses of all known regions are bound, so that machines reach those of others.
-func (s *Substrate) SetPools(pools []networks.Pool) { s.cfg.Directory.SetPools(pools) }
+func (s *Substrate) SetPools(_ context.Context, pools []networks.Pool) error {
+	s.cfg.Directory.SetPools(pools)
+	return nil
+}
 
 // Capabilities are those of this host.
 func (s *Substrate) Capabilities(context.Context) (networks.Capabilities, error) {
