@@ -9,12 +9,18 @@ import (
 
 // HostState is what a region's host can do and does now, as its drivers see it.
 type HostState struct {
-	Machines machines.Capabilities   `json:"machines"`
-	Networks networks.Capabilities   `json:"networks"`
+	Machines MachinesHere            `json:"machines"`
+	Networks NetworksHere            `json:"networks"`
 	Running  []machines.Status       `json:"running"`
 	Ports    []networks.Counters     `json:"ports"`
 	Edges    []networks.EdgeCounters `json:"edges"`
 }
+
+// What a region's drivers can do; named apart, as the interface's schemas are.
+type (
+	MachinesHere machines.Capabilities
+	NetworksHere networks.Capabilities
+)
 
 // HostState asks the drivers. The first time it may take as long as a guest needs
 // to be started.
@@ -25,14 +31,20 @@ func (a *Agent) HostState(ctx context.Context) (HostState, error) {
 	}
 	out.Machines.Why, out.Networks.Why = "the agent was told to run none", "the agent was told to make none"
 	if a.guests.machines != nil {
-		if out.Machines, err = a.guests.machines.Capabilities(ctx); err != nil {
+		can, err := a.guests.machines.Capabilities(ctx)
+		if err != nil {
 			return out, err
 		}
+		out.Machines = MachinesHere(can)
 	}
 	if a.guests.networks != nil {
-		out.Networks, err = a.guests.networks.Capabilities(ctx)
+		can, err := a.guests.networks.Capabilities(ctx)
+		if err != nil {
+			return out, err
+		}
+		out.Networks = NetworksHere(can)
 	}
-	return out, err
+	return out, nil
 }
 
 // HostLoad is HostState without what the host can do: it starts nothing.

@@ -44,7 +44,10 @@ func Wrap(code Code, err error, format string, args ...any) error {
 
 // ID names a machine of a region: the environment and the node of its graph, both tokens (letters, digits, '.', '_', '-'; the
 // first a letter or a digit; at most 100 bytes).
-type ID struct{ Environment, Machine string }
+type ID struct {
+	Environment string `json:"environment"`
+	Machine     string `json:"machine"`
+}
 
 // String is "<environment>/<machine>".
 func (id ID) String() string { return id.Environment + "/" + id.Machine }
