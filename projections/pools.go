@@ -363,22 +363,28 @@ func (p Pools) Place(r Reader, region events.RegionID, t events.PoolID, value st
 	if err != nil {
 		return "", 0, false, err
 	}
+	address, portOffset, ok = PlaceIn(ranges, value)
+	return address, portOffset, ok, nil
+}
+
+// PlaceIn is Place in ranges that were read before.
+func PlaceIn(ranges []RangeRow, value string) (address string, portOffset int, ok bool) {
 	addr, addrErr := netip.ParseAddr(value)
 	for _, a := range ranges {
 		prefix, err := netip.ParsePrefix(a.Prefix)
 		switch {
 		case err != nil && slices.Contains(a.Values, value):
-			return value, 0, true, nil
+			return value, 0, true
 		case err != nil || addrErr != nil || !prefix.Contains(addr):
 			continue
 		}
 		bind, err := netip.ParsePrefix(a.Bind)
 		if err != nil {
-			return value, 0, true, nil
+			return value, 0, true
 		}
-		return moved(addr, prefix, bind).String(), a.PortOffset, true, nil
+		return moved(addr, prefix, bind).String(), a.PortOffset, true
 	}
-	return "", 0, false, nil
+	return "", 0, false
 }
 
 // moved gives the address that is as far into bind as addr is into prefix.

@@ -414,3 +414,18 @@ func TestGrantAndRevoke(t *testing.T) {
 	facts(t, four, auto, events.LeaseRevoked{Lease: auto.Lease.ID}).When(reserve(v1, "web")).Then(has(v1, "web", "203.0.113.8"))
 	facts(t, four, has(v1, "web", "203.0.113.8")).When(Revoke{Lease: id(v1, "c1", "web")}).Refused("lease-in-use")
 }
+
+// An automatic place is on the loopback, where nobody needs privileges, differs
+// for prefixes that differ, and is never where others listen.
+func TestAutomaticPlaces(t *testing.T) {
+	for prefix, want := range map[string]string{"203.0.113.0/28": "127.0.113.0/28", "198.51.100.16/28": "127.51.100.16/28", "10.0.0.0/28": "127.240.0.0/28", "10.0.0.0/12": "127.240.0.0/12"} {
+		given.Facts[State, events.PoolEvent](t).When(AddRange{Region: sydney, Type: address, Prefix: prefix, Bind: Auto}).
+			Then(events.RangeAdded{Prefix: prefix, Bind: want, PortOffset: LoopbackOffset})
+	}
+	added := events.RangeAdded{Prefix: "203.0.113.0/28", Bind: "127.0.113.0/28", PortOffset: 9000}
+	c := AddRange{Region: sydney, Type: address, Prefix: "203.0.113.0/28", Bind: Auto, PortOffset: 9000}
+	given.Facts[State, events.PoolEvent](t).When(c).Then(added)
+	given.Facts[State, events.PoolEvent](t, added).When(c).Nothing()
+	c.Prefix = "2001:db8::/120"
+	given.Facts[State, events.PoolEvent](t).When(c).Refused("bind-invalid")
+}

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -23,7 +24,7 @@ type AddRange struct {
 	Type       events.PoolID   `json:"type"`
 	Prefix     string          `json:"prefix,omitempty"`
 	Values     []string        `json:"values,omitempty"`
-	Bind       string          `json:"bind,omitempty"` // where the prefix is really bound: as large
+	Bind       string          `json:"bind,omitempty"` // where the prefix is really bound: as large, or "auto": see LoopbackOf
 	PortOffset int             `json:"port_offset,omitempty"`
 }
 
@@ -48,6 +49,13 @@ func (c AddRange) Decide(s State, _ aggregates.Facts) (events.PoolEvent, error) 
 	prefix, err := parsePrefix(c.Prefix)
 	if err != nil {
 		return nil, err
+	}
+	if c.Bind == Auto {
+		at, err := LoopbackOf(prefix)
+		if err != nil {
+			return nil, err
+		}
+		c.Bind, c.PortOffset = at.String(), cmp.Or(c.PortOffset, LoopbackOffset)
 	}
 	e := events.RangeAdded{Prefix: prefix.String(), PortOffset: c.PortOffset}
 	if c.PortOffset < 0 || c.PortOffset > maxOffset || c.PortOffset > 0 && c.Bind == "" {
@@ -79,6 +87,32 @@ func (c AddRange) Decide(s State, _ aggregates.Facts) (events.PoolEvent, error) 
 		}
 	}
 	return e, nil
+}
+
+// Auto, as where a prefix is bound, leaves it to LoopbackOf.
+const Auto = "auto"
+
+// LoopbackOffset is what is added to ports where a prefix is bound
+// automatically, so that no privilege is needed for port 80.
+const LoopbackOffset = 8000
+
+// LoopbackOf gives the part of 127.0.0.0/8 that stands for a prefix on a host
+// where nobody has privileges: 203.0.113.0/28 is bound at 127.0.113.0/28. It
+// follows from the prefix alone, differs for prefixes that differ in their last
+// three numbers, and leaves 127.0.0.0/24 to others.
+func LoopbackOf(prefix netip.Prefix) (netip.Prefix, error) {
+	if !prefix.Addr().Is4() {
+		return prefix, aggregates.RefuseAs(aggregates.Invalid, "bind-invalid", "%s has no automatic place: only IPv4 has enough loopback addresses", prefix).
+			WithNext("say where it is bound")
+	}
+	b := prefix.Masked().Addr().As4()
+	b[0] = 127
+	at := netip.PrefixFrom(netip.AddrFrom4(b), prefix.Bits())
+	if at.Overlaps(netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 24)) {
+		b[1] = 240
+		at = netip.PrefixFrom(netip.AddrFrom4(b), prefix.Bits())
+	}
+	return at, nil
 }
 
 func (c AddRange) decideValues(s State) (events.PoolEvent, error) {

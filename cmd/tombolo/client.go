@@ -38,7 +38,11 @@ func (c *client) request(ctx context.Context, method, path string, query url.Val
 	}
 	target := strings.TrimSuffix(c.context.HTTP, "/") + path
 	if len(query) > 0 {
-		target += "?" + query.Encode()
+		separator := "?"
+		if strings.Contains(path, "?") {
+			separator = "&"
+		}
+		target += separator + query.Encode()
 	}
 	r, err := http.NewRequestWithContext(ctx, method, target, body)
 	if err != nil {

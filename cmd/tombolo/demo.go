@@ -215,7 +215,7 @@ func (d *demo) pools(ctx context.Context) error {
 		{"chicago", "192.0.2.0/28", "vpn-1.chicago.example"},
 	} {
 		for _, args := range [][]string{
-			{"pool", "add", "--region", p[0], "--type", "public-address", p[1]},
+			{"pool", "add", "--region", p[0], "--type", "public-address", p[1], "--bind", "auto"},
 			{"pool", "add", "--region", p[0], "--type", "vpn-endpoint", "--value", p[2] + "," + strings.Replace(p[2], "1", "2", 1)},
 		} {
 			fmt.Fprintf(d.out, "$ tombolo %s\n", quoted(args))

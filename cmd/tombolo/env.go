@@ -19,7 +19,7 @@ import (
 var sample []byte
 
 var envColumns = []column{{"ENVIRONMENT", "id", false}, {"NAME", "name", false}, {"REGION", "region", false}, {"STATE", "state", false},
-	{"POWER", "power_all", false}, {"CREATED", "created_at", false}, {"TEMPLATE", "origin.template", true}, {"VERSION", "origin.version", true},
+	{"POWER", "power_now", false}, {"CREATED", "created_at", false}, {"TEMPLATE", "origin.template", true}, {"VERSION", "origin.version", true},
 	{"CAUSE", "cause.text", true}, {"REVISION", "revision", true}}
 
 var nodeColumns = []column{{"NODE", "id", false}, {"TYPE", "type", false}, {"NAME", "name", false}}
@@ -30,7 +30,9 @@ var nodeParts = &shape{items: "content.nodes", name: "id", columns: []column{{"N
 func envPath(ref string) string { return "/v1/environments/" + url.PathEscape(ref) }
 
 func (a *app) envCommand() *cobra.Command {
-	one := shape{name: "id", columns: envColumns, parts: nodeParts}
+	machines := *machineParts
+	machines.parts = nodeParts
+	one := shape{name: "id", columns: envColumns, parts: &machines}
 	init := a.verb("init [FILE]", "Write a commented sample (environment.yaml)", cobra.MaximumNArgs(1), func(_ context.Context, args []string) error {
 		return a.envInit(append(args, "environment.yaml")[0])
 	})
@@ -60,25 +62,7 @@ func (a *app) envCommand() *cobra.Command {
 		return a.showOne(ctx, envPath(args[0]), in(), one)
 	}))
 	commands := []*cobra.Command{init, schema, a.envCreate(one), a.envImport(one), a.envExport(), ls, show, a.envSave(), a.envConsole(), a.envScreenshot()}
-	for _, p := range []struct{ verb, short, power string }{
-		{"start", "Declare its machines running", "running"}, {"suspend", "Declare its machines suspended", "suspended"},
-		{"resume", "Declare its machines running again", "running"}, {"stop", "Declare its machines stopped", "stopped"},
-		{"poweroff", "Declare its machines powered off", "powered-off"},
-	} {
-		var machine string
-		c := where(a.verb(p.verb+" ENV", p.short, cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-			path := envPath(args[0]) + "/power"
-			if q := in().Encode(); q != "" {
-				path += "?" + q
-			}
-			a.say("the power state is declared; in this version no machine runs")
-			return a.sendAndShow(ctx, http.MethodPost, path, map[string]string{"power": p.power, "machine": machine}, envPath, one)
-		}))
-		c.Flags().StringVar(&machine, "vm", "", "one machine rather than all")
-		c.Long = p.short + ".\n\nIn this version a power state is declared: it is recorded, saved with the environment and\n" +
-			"given to what is made of it. No machine runs yet, and so none is started or stopped by it."
-		commands = append(commands, c)
-	}
+	commands = append(append(commands, a.envPower(one)...), a.envEdge())
 	remove := a.planned(where(a.verb("delete ENV", "Delete it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if a.dryRun {
 			return a.showOne(ctx, envPath(args[0]), in(), one)
@@ -162,19 +146,22 @@ func (a *app) envCreate(one shape) *cobra.Command {
 	return a.planned(c)
 }
 
+const memoryUsage = "with the memory of running machines: what is made of it goes on where they were, rather than boot"
+
 // envSave saves an environment as a new template or as a further version.
 func (a *app) envSave() *cobra.Command {
 	var name, ref, region, policy string
 	var regions []string
+	var memory bool
 	c := a.verb("save ENV --new NAME | --replace REF", "Save it as a new template, or as a further version of one", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		one := shape{name: "id", columns: templateColumns}
 		switch {
 		case name != "" && ref != "":
 			return usage("env save: --new or --replace, not both")
 		case name != "":
-			return a.sendAndShow(ctx, http.MethodPost, "/v1/templates", map[string]any{"environment": args[0], "region": region, "name": name, "regions": regions}, templatePath, one)
+			return a.sendAndShow(ctx, http.MethodPost, "/v1/templates", map[string]any{"environment": args[0], "region": region, "name": name, "regions": regions, "memory": memory}, templatePath, one)
 		case ref != "":
-			body, err := replaceRequest(args[0], region, policy, "", nil)
+			body, err := replaceRequest(args[0], region, policy, "", nil, memory)
 			if err != nil {
 				return err
 			}
@@ -187,6 +174,7 @@ func (a *app) envSave() *cobra.Command {
 	f.StringSliceVar(&regions, "regions", nil, "that should hold the new template")
 	f.StringVar(&ref, "replace", "", "as a further version of this template")
 	f.StringVar(&policy, "policy", "all", "of a replacement: all, quorum=N or available")
+	f.BoolVar(&memory, "memory", false, memoryUsage)
 	f.StringVar(&region, "region", "", "where it is, if several regions have the name")
 	return c
 }

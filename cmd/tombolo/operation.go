@@ -27,7 +27,8 @@ func (a *app) operationCommand() *cobra.Command {
 	})
 	ls.Flags().StringVar(&template, "template", "", "only of this template")
 	show := a.verb("show OPERATION", "One operation with its parts", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		s := shape{items: "parts", name: "id", columns: partColumns}
+		s := shape{items: "parts", name: "id", columns: partColumns, parts: &shape{items: "failed_machines", name: "machine",
+			columns: []column{{"MACHINE", "machine", false}, {"CAUSE", "cause.text", false}, {"NEXT", "cause.next", false}}}}
 		if a.output == "name" {
 			s.items = ""
 		}

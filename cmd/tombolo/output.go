@@ -25,7 +25,7 @@ type shape struct {
 	items   string // the field with the rows; empty: the answer is the row
 	name    string
 	columns []column
-	parts   *shape // a second table, of what it consists of; under the first
+	parts   *shape // a second table, of what it consists of; under the first; and so on
 }
 
 // checkOutput refuses a format before anything is done.
@@ -86,12 +86,16 @@ func (a *app) show(body []byte, s shape) error {
 	if err := a.table(rows, s); err != nil || s.parts == nil {
 		return err
 	}
-	rows, _ = at(value, s.parts.items).([]any)
-	if len(rows) == 0 {
-		return nil
+	for p := s.parts; p != nil; p = p.parts {
+		if rows, _ = at(value, p.items).([]any); len(rows) == 0 {
+			continue
+		}
+		fmt.Fprintln(a.out)
+		if err := a.table(rows, *p); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintln(a.out)
-	return a.table(rows, *s.parts)
+	return nil
 }
 
 func (a *app) table(rows []any, s shape) error {
@@ -116,16 +120,29 @@ func (a *app) table(rows []any, s shape) error {
 	return w.Flush()
 }
 
-// at goes down a path of fields.
+// at goes down a path of fields; of a list it gives what all its elements have there.
 func at(value any, path string) any {
-	for _, field := range strings.Split(path, ".") {
-		m, ok := value.(map[string]any)
-		if !ok {
-			return nil
+	field, rest, more := strings.Cut(path, ".")
+	switch v := value.(type) {
+	case map[string]any:
+		if !more {
+			return v[field]
 		}
-		value = m[field]
+		return at(v[field], rest)
+	case []any:
+		var all []any
+		for _, e := range v {
+			switch found := at(e, path).(type) {
+			case nil:
+			case []any:
+				all = append(all, found...)
+			default:
+				all = append(all, found)
+			}
+		}
+		return all
 	}
-	return value
+	return nil
 }
 
 // text is a value in a cell.

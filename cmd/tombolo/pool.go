@@ -23,7 +23,7 @@ func (a *app) poolCommand() *cobra.Command {
 		return "/v1/pools/" + url.PathEscape(args[0]) + "/" + url.PathEscape(args[1])
 	}
 	show := a.verb("show REGION TYPE", "One pool, its contents and leases", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-		return a.showOne(ctx, pool(args), nil, shape{name: "type", columns: poolColumns})
+		return a.showOne(ctx, pool(args), nil, shape{name: "type", columns: poolColumns, parts: poolParts})
 	})
 
 	add := struct {
@@ -49,7 +49,7 @@ func (a *app) poolCommand() *cobra.Command {
 	f.StringVar(&add.Region, "region", "", "the pool's region")
 	f.StringVar(&add.Type, "type", "", "type of region-bound resource: public-address, vpn-endpoint, …")
 	f.StringSliceVar(&add.Values, "value", nil, "values one by one, for types that have no prefixes")
-	f.StringVar(&add.Bind, "bind", "", "where the prefix is really bound, as CIDR of the same size")
+	f.StringVar(&add.Bind, "bind", "", "where the prefix is really bound, as CIDR of the same size; auto: in 127.0.0.0/8, port 80 at 8080, where nobody needs privileges")
 	f.IntVar(&add.PortOffset, "port-offset", 0, "added to ports where they are really bound")
 
 	lease := struct {
@@ -69,5 +69,9 @@ func (a *app) poolCommand() *cobra.Command {
 	return noun("pool", "Stocks of region-bound resources", ls, show, addCmd, leaseCmd, release)
 }
 
-var leaseColumns = []column{{"LEASE", "id", false}, {"VALUE", "value", false}, {"RESOURCE", "resource", false}, {"ACCOUNT", "account", false},
+// poolParts are a pool's ranges and, under them, its leases.
+var poolParts = &shape{items: "contents", name: "prefix", columns: []column{{"RANGE", "prefix", false}, {"VALUES", "values", false}, {"BOUND TO", "bind", false}, {"PORT OFFSET", "port_offset", false}},
+	parts: &shape{items: "leases", name: "id", columns: leaseColumns}}
+
+var leaseColumns = []column{{"LEASE", "id", false}, {"VALUE", "value", false}, {"BOUND TO", "bound_to", false}, {"PORT OFFSET", "port_offset", true}, {"RESOURCE", "resource", false}, {"ACCOUNT", "account", false},
 	{"INSTANCE", "instance", false}, {"ENVIRONMENT", "environment", false}, {"CHOSEN", "chosen", true}, {"SINCE", "since", true}}

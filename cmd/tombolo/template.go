@@ -74,7 +74,7 @@ func (a *app) templateCommand() *cobra.Command {
 			return a.showOne(ctx, templatePath(args[0])+"/region-specific", nil, shape{items: "items", name: "resource", columns: []column{{"RESOURCE", "resource", false},
 				{"TYPE", "type", false}, {"SOURCE", "value", false}, {"WHY", "why", false}, {"ASKS IN", "asks_in", false}, {"LEANS ON", "leans_on", true}}})
 		}
-		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{items: "map", name: "resource", columns: []column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
+		return a.showOne(ctx, templatePath(args[0])+"/inspect", url.Values{"region": {in}}, shape{items: "map", name: "resource", columns: []column{{"RESOURCE", "resource", false}, {"TYPE", "type", false}, {"SOURCE", "from", false}, {"HERE", "to", false}, {"BOUND TO", "bound_to", false}, {"CHOSEN", "chosen", false}, {"LEASE", "lease", true}}})
 	})
 	inspect.Flags().StringVar(&in, "region", "", "as this region has it")
 	inspect.Flags().BoolVar(&specific, "region-specific", false, "what is bound to a region, and why (as without --region)")
@@ -132,6 +132,7 @@ func (a *app) templateCreate(one shape) *cobra.Command {
 		Keep        int      `json:"keep,omitempty"`
 		Choices     []picked `json:"choices,omitempty"`
 		Protected   bool     `json:"protected,omitempty"`
+		Memory      bool     `json:"memory,omitempty"`
 	}{}
 	var maps []string
 	c := a.verb("create --from-env ENV --name NAME", "Save an environment as version 1 of a new template", cobra.NoArgs, func(ctx context.Context, _ []string) (err error) {
@@ -151,6 +152,7 @@ func (a *app) templateCreate(one shape) *cobra.Command {
 	f.StringSliceVar(&body.Regions, "regions", nil, "that should hold it; the environment's own always does")
 	f.IntVar(&body.Keep, "keep", 0, "how many superseded versions stay (template keep changes it)")
 	f.BoolVar(&body.Protected, "protect", false, "protect it against deletion")
+	f.BoolVar(&body.Memory, "memory", false, memoryUsage)
 	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
 	return c
 }
@@ -212,11 +214,12 @@ func (a *app) templateRegions(one shape) *cobra.Command {
 func (a *app) templateReplace(one shape) *cobra.Command {
 	var from, region, policy, deadline string
 	var maps []string
+	var memory bool
 	c := a.verb("replace REF --from-env ENV", "Save a further version and switch the reference to it", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		if from == "" {
 			return usage("template replace needs --from-env")
 		}
-		body, err := replaceRequest(from, region, policy, deadline, maps)
+		body, err := replaceRequest(from, region, policy, deadline, maps, memory)
 		if err != nil {
 			return err
 		}
@@ -226,6 +229,7 @@ func (a *app) templateReplace(one shape) *cobra.Command {
 	f.StringVar(&from, "from-env", "", "the environment that is saved: id or name")
 	f.StringVar(&region, "from-region", "", "where it is, if several regions have the name")
 	f.StringVar(&policy, "policy", "all", "when the reference moves: all, quorum=N or available")
+	f.BoolVar(&memory, "memory", false, memoryUsage)
 	f.StringVar(&deadline, "deadline", "", "abandon it if it still waits then: RFC 3339, or a duration from now")
 	f.StringArrayVar(&maps, "map", nil, "a value named for a resource: REGION:RESOURCE=VALUE")
 	return c
@@ -239,10 +243,11 @@ type replaceBody struct {
 	Quorum      int      `json:"quorum,omitempty"`
 	Deadline    string   `json:"deadline,omitempty"`
 	Choices     []picked `json:"choices,omitempty"`
+	Memory      bool     `json:"memory,omitempty"`
 }
 
-func replaceRequest(from, region, policy, deadline string, maps []string) (replaceBody, error) {
-	b := replaceBody{Environment: from, Region: region, Policy: policy, Deadline: deadline}
+func replaceRequest(from, region, policy, deadline string, maps []string, memory bool) (replaceBody, error) {
+	b := replaceBody{Environment: from, Region: region, Policy: policy, Deadline: deadline, Memory: memory}
 	var err error
 	if b.Choices, err = choices(maps); err != nil {
 		return b, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/events"
+	"github.com/tombolo-vdc/tombolo/handlers/api"
 )
 
 // operationState is what waiting needs to know of an operation.
@@ -19,6 +20,10 @@ type operationState struct {
 	Cause    *events.Cause      `json:"cause"`
 	Ended    bool               `json:"ended"`
 	Position uint64             `json:"position"`
+	Machines []struct {
+		Machine string        `json:"machine"`
+		Cause   *events.Cause `json:"cause"`
+	} `json:"failed_machines"`
 }
 
 // await waits for an operation as the flags say: exit 7 when the time is over, 8
@@ -98,6 +103,13 @@ func (o operationState) failure() error {
 	}
 	if o.Cause != nil {
 		f.Code, f.Text, f.Next = o.Cause.Code, f.Text+": "+o.Cause.Text, o.Cause.Next
+	}
+	for _, m := range o.Machines {
+		finding := api.Finding{Code: "machine-failed", Path: m.Machine}
+		if m.Cause != nil {
+			finding.Code, finding.Text = m.Cause.Code, m.Cause.Text
+		}
+		f.Findings = append(f.Findings, finding)
 	}
 	if f.Next == "" {
 		f.Next = "tombolo operation show " + string(o.ID)

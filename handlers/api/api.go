@@ -128,6 +128,7 @@ func New(c Config) *Server {
 	s.hostRoutes()
 	s.poolRoutes()
 	s.environmentRoutes()
+	s.machineRoutes()
 	s.templateRoutes()
 	s.instantiateRoutes()
 	s.operationRoutes()

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -25,9 +24,11 @@ import (
 type OneEnvironment struct {
 	Known
 	projections.EnvironmentRow
-	Map     []events.Substitution `json:"map"`
-	Content *graph.Graph          `json:"content" doc:"nodes and edges; a machine's power state is the one last declared"`
-	Uploads []Upload              `json:"uploads,omitempty" doc:"while its disks are taken in: where each goes"`
+	Now      string       `json:"power_now,omitempty" doc:"how its machines are seen: running, 2/3 running, starting"`
+	Machines []Machine    `json:"machines" doc:"each with what it is declared to be, what was seen of it, and how it is reached"`
+	Map      []Mapped     `json:"map"`
+	Content  *graph.Graph `json:"content" doc:"nodes and edges; a machine's power state is the one last declared, the edge as it was set last"`
+	Uploads  []Upload     `json:"uploads,omitempty" doc:"while its disks are taken in: where each goes"`
 }
 
 // Upload is where the bytes of one disk are sent: to the region itself, never
@@ -92,43 +93,28 @@ type EnvironmentWrite struct {
 	Region string `query:"region" doc:"where it is, if several have the name"`
 }
 
-type powerWrite struct {
-	EnvironmentWrite
-	Body struct {
-		Power   string `json:"power" enum:"running,suspended,stopped,powered-off"`
-		Machine string `json:"machine,omitempty" doc:"node id; all machines if absent"`
-	}
+// environmentBody is the body of a command, as the door's table has it.
+type environmentBody struct {
+	Region      events.RegionID      `json:"region"`
+	Environment events.EnvironmentID `json:"environment"`
 }
 
-// Bodies of commands, as the door's table has them.
-type (
-	environmentBody struct {
-		Region      events.RegionID      `json:"region"`
-		Environment events.EnvironmentID `json:"environment"`
-	}
-	powerBody struct {
-		environmentBody
-		Machine string `json:"machine,omitempty"`
-		Power   string `json:"power"`
-	}
-)
-
 func (s *Server) environmentRoutes() {
-	get(s, "/v1/environments", "list-environments", "Which environments are there?", func(ctx context.Context, v at, in *environmentsInput) (List[projections.EnvironmentRow], uint64, error) {
+	get(s, "/v1/environments", "list-environments", "Which environments are there?", func(ctx context.Context, v at, in *environmentsInput) (List[Environment], uint64, error) {
 		account, _, err := in.account(ctx)
 		if err != nil {
-			return List[projections.EnvironmentRow]{}, 0, err
+			return List[Environment]{}, 0, err
 		}
 		var region events.RegionID
 		if in.Region != "" {
 			r, err := regionSpelled(v, in.Region)
 			if err != nil {
-				return List[projections.EnvironmentRow]{}, 0, err
+				return List[Environment]{}, 0, err
 			}
 			region = r.Region
 		}
 		page, err := projections.Environments{}.List(v, account, region, in.Limit, in.Next)
-		return listed(v.known, page, same[projections.EnvironmentRow]), 0, err
+		return listed(v.known, page, inList), 0, err
 	})
 	get(s, "/v1/environments/{ref}", "get-environment", "One environment", s.getEnvironment)
 	accept(s, http.MethodPost, "/v1/environments", "create-environment", "Declare an environment; its disks are then sent to its region", s.createEnvironment)
@@ -144,13 +130,6 @@ func (s *Server) environmentRoutes() {
 		}
 		out.Body.OK = len(out.Body.Findings) == 0
 		return out, nil
-	})
-	command(s, http.MethodPost, "/v1/environments/{ref}/power", "set-power", "Declare the power state of one machine, or of all", func(ctx context.Context, in *powerWrite) (Accepted, error) {
-		e, account, err := s.knownEnvironment(ctx, in.Scope, in.Ref, in.Region)
-		if err != nil {
-			return Accepted{}, err
-		}
-		return s.send(ctx, in.Write, account, events.KindEnvironment, "set-power", powerBody{environmentBody{e.Region, e.ID}, in.Body.Machine, in.Body.Power})
 	})
 	command(s, http.MethodDelete, "/v1/environments/{ref}", "delete-environment", "Delete it", func(ctx context.Context, in *EnvironmentWrite) (Accepted, error) {
 		e, account, err := s.knownEnvironment(ctx, in.Scope, in.Ref, in.Region)
@@ -229,12 +208,13 @@ func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput)
 	if err != nil {
 		return OneEnvironment{}, 0, err
 	}
-	out := OneEnvironment{Known: v.known, EnvironmentRow: e}
-	if out.Map, _, err = (projections.Environments{}).Map(v, e.ID); err != nil {
+	out := OneEnvironment{Known: v.known, EnvironmentRow: e, Now: e.Summary(), Machines: []Machine{}}
+	lines, _, err := projections.Environments{}.Map(v, e.ID)
+	if err != nil {
 		return out, 0, err
 	}
-	if out.Map == nil {
-		out.Map = []events.Substitution{}
+	if out.Map, err = boundAll(v, e.Region, lines); err != nil {
+		return out, 0, err
 	}
 	if e.Origin == nil && (e.State == projections.EnvironmentDeclaring || e.State == projections.EnvironmentReceiving) {
 		if out.Uploads, err = s.uploads(ctx, v, e.Region, e.ID, e.Disks); err != nil {
@@ -244,14 +224,14 @@ func (s *Server) getEnvironment(ctx context.Context, v at, in *environmentInput)
 	if s.Documents == nil {
 		return out, e.Revision, nil
 	}
-	b, err := s.Documents.Get(ctx, e.Graph)
+	g, _, err := s.graphNow(ctx, v, e)
 	if err != nil {
 		return out, 0, err
 	}
-	out.Content = &graph.Graph{}
-	if err := json.Unmarshal(b, out.Content); err != nil {
+	if out.Machines, err = machines(v, e, g, out.Map); err != nil {
 		return out, 0, err
 	}
+	out.Content = &g
 	for i := range out.Content.Nodes {
 		if n := &out.Content.Nodes[i]; n.Type == graph.Machine {
 			n.Power = graph.Power(e.PowerOf(n.ID, string(n.Power)))

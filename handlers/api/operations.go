@@ -27,7 +27,30 @@ func showOperation(o projections.OperationRow) Operation { return Operation{o, o
 type OneOperation struct {
 	Known
 	Operation
-	Parts []projections.PartRow `json:"parts"`
+	Parts    []projections.PartRow `json:"parts"`
+	Machines []FailedMachine       `json:"failed_machines,omitempty" doc:"of the environment that it is about, if it did not succeed: those that have failed"`
+}
+
+// FailedMachine is a machine that does not run because something went wrong.
+type FailedMachine struct {
+	Machine string        `json:"machine"`
+	Cause   *events.Cause `json:"cause,omitempty"`
+}
+
+// failedMachines are those of the environment of an operation that has ended
+// with less than it was to bring about.
+func failedMachines(v projections.Reader, o projections.OperationRow) ([]FailedMachine, error) {
+	if o.Environment == "" || !o.State.Ended() || o.State == projections.OperationSucceeded {
+		return nil, nil
+	}
+	rows, err := projections.Environments{}.Machines(v, o.Environment)
+	var out []FailedMachine
+	for _, m := range rows {
+		if m.Observed == events.MachineFailed {
+			out = append(out, FailedMachine{m.Machine, m.Cause})
+		}
+	}
+	return out, err
 }
 
 type operationsInput struct {
@@ -150,7 +173,11 @@ func (s *Server) getOperation(ctx context.Context, v at, in *operationInput) (On
 	if parts == nil {
 		parts = []projections.PartRow{}
 	}
-	return OneOperation{v.known, showOperation(o), parts}, o.Revision, err
+	if err != nil {
+		return OneOperation{}, 0, err
+	}
+	machines, err := failedMachines(v, o)
+	return OneOperation{v.known, showOperation(o), parts, machines}, o.Revision, err
 }
 
 // waitEnded returns when the operation has ended or the time is over.

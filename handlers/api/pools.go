@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"slices"
 
 	"github.com/tombolo-vdc/tombolo/aggregates"
 	"github.com/tombolo-vdc/tombolo/events"
@@ -16,7 +15,7 @@ type OnePool struct {
 	Known
 	projections.PoolRow
 	Prefixes []projections.RangeRow `json:"contents"`
-	Leases   []projections.LeaseRow `json:"leases"`
+	Leases   []Lease                `json:"leases"`
 }
 
 type poolsInput struct {
@@ -37,7 +36,7 @@ type newRange struct {
 		Type       string   `json:"type" example:"public-address"`
 		Prefix     string   `json:"prefix,omitempty" doc:"addresses, as CIDR" example:"203.0.113.0/28"`
 		Values     []string `json:"values,omitempty" doc:"of other types, one by one"`
-		Bind       string   `json:"bind,omitempty" doc:"where the prefix is really bound, as CIDR of the same size"`
+		Bind       string   `json:"bind,omitempty" doc:"where the prefix is really bound, as CIDR of the same size; auto: on the host's loopback, where nobody needs privileges"`
 		PortOffset int      `json:"port_offset,omitempty"`
 	}
 }
@@ -139,7 +138,7 @@ func (s *Server) getPool(ctx context.Context, v at, in *poolInput) (OnePool, uin
 	if err != nil {
 		return OnePool{}, 0, err
 	}
-	out := OnePool{Known: v.known, PoolRow: row, Leases: []projections.LeaseRow{}}
+	out := OnePool{Known: v.known, PoolRow: row, Leases: []Lease{}}
 	if out.Prefixes, err = (projections.Pools{}).Ranges(v, region.Region, kind); err != nil {
 		return out, 0, err
 	}
@@ -148,7 +147,11 @@ func (s *Server) getPool(ctx context.Context, v at, in *poolInput) (OnePool, uin
 		if err != nil {
 			return out, 0, err
 		}
-		out.Leases = append(out.Leases, slices.DeleteFunc(page.Rows, func(l projections.LeaseRow) bool { return !all && l.Account != account })...)
+		for _, l := range page.Rows {
+			if all || l.Account == account {
+				out.Leases = append(out.Leases, Lease{l, boundIn(out.Prefixes, l.Value)})
+			}
+		}
 		if resume = page.Resume; resume == "" {
 			return out, row.Revision, nil
 		}

@@ -54,12 +54,12 @@ type Instances struct {
 // Inspection is a template as one region has it.
 type Inspection struct {
 	Known
-	Template events.TemplateID     `json:"template"`
-	Version  int                   `json:"version"`
-	Region   events.RegionID       `json:"region"`
-	Instance projections.Instance  `json:"instance"`
-	Map      []events.Substitution `json:"map" doc:"what stands here for what the source had"`
-	Manifest *graph.Manifest       `json:"manifest" doc:"equal in all regions; null until the version is saved"`
+	Template events.TemplateID    `json:"template"`
+	Version  int                  `json:"version"`
+	Region   events.RegionID      `json:"region"`
+	Instance projections.Instance `json:"instance"`
+	Map      []Mapped             `json:"map" doc:"what stands here for what the source had"`
+	Manifest *graph.Manifest      `json:"manifest" doc:"equal in all regions; null until the version is saved"`
 }
 
 // Difference is what two regions' instances of one version differ in: the map
@@ -277,7 +277,11 @@ func (s *Server) inspect(ctx context.Context, v at, in *templateInRegion) (Inspe
 	if err != nil {
 		return Inspection{}, 0, err
 	}
-	out := Inspection{Known: v.known, Template: t.Template.Number, Version: t.Version, Region: i.Region, Instance: i, Map: lines}
+	values, err := boundAll(v, i.Region, lines)
+	if err != nil {
+		return Inspection{}, 0, err
+	}
+	out := Inspection{Known: v.known, Template: t.Template.Number, Version: t.Version, Region: i.Region, Instance: i, Map: values}
 	if i.Manifest == "" || s.Documents == nil {
 		return out, i.Revision, nil
 	}

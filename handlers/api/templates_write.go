@@ -36,6 +36,7 @@ type newTemplate struct {
 		Keep      int               `json:"keep,omitempty" minimum:"0" doc:"how many superseded versions stay"`
 		Choices   []Picked          `json:"choices,omitempty"`
 		Protected bool              `json:"protected,omitempty" doc:"against deletion"`
+		Memory    bool              `json:"memory,omitempty" doc:"with the memory of running machines, so that what is made of it resumes; otherwise it boots"`
 	}
 }
 
@@ -72,6 +73,7 @@ type replaceTemplate struct {
 		Quorum   int      `json:"quorum,omitempty" minimum:"0"`
 		Deadline string   `json:"deadline,omitempty" doc:"RFC 3339; abandoned if it still waits then"`
 		Choices  []Picked `json:"choices,omitempty"`
+		Memory   bool     `json:"memory,omitempty" doc:"with the memory of running machines"`
 	}
 }
 
@@ -113,6 +115,7 @@ type (
 		Policy   events.SwitchPolicy `json:"policy"`
 		Deadline time.Time           `json:"deadline,omitzero"`
 		Choices  []events.Choice     `json:"choices,omitempty"`
+		Memory   bool                `json:"memory,omitempty"`
 	}
 	rollbackBody struct {
 		Template events.TemplateID `json:"template"`
@@ -229,7 +232,7 @@ func (s *Server) createTemplate(ctx context.Context, in *newTemplate) (Accepted,
 		return Accepted{}, err
 	}
 	return s.send(ctx, in.Write, account, events.KindTemplate, "create", commands.TemplateRequest{Environment: env.ID, Region: env.Region,
-		Name: in.Body.Name, Number: in.Body.Number, Regions: regions, Keep: in.Body.Keep, Choices: choices, Protected: in.Body.Protected})
+		Name: in.Body.Name, Number: in.Body.Number, Regions: regions, Keep: in.Body.Keep, Choices: choices, Protected: in.Body.Protected, Memory: in.Body.Memory})
 }
 
 func (s *Server) setRegions(ctx context.Context, in *templateRegions) (Accepted, error) {
@@ -311,7 +314,7 @@ func (s *Server) replace(ctx context.Context, in *replaceTemplate) (Accepted, er
 	if err != nil {
 		return Accepted{}, err
 	}
-	body := replaceBody{Template: t.Number, Source: events.Source{Environment: env.ID, Region: env.Region},
+	body := replaceBody{Template: t.Number, Memory: in.Body.Memory, Source: events.Source{Environment: env.ID, Region: env.Region},
 		Policy: events.SwitchPolicy{Kind: in.Body.Policy, Quorum: in.Body.Quorum}}
 	if body.Policy.Kind == "" {
 		body.Policy.Kind = "all"

@@ -225,3 +225,20 @@ func TestEdgesAreCheckedAndPlanned(t *testing.T) {
 		t.Errorf("%s, %v", raw, err)
 	}
 }
+
+// An agent's report comes over the bus under its own region's name, and no other.
+func TestAgentsReportMachinesOverTheBus(t *testing.T) {
+	s := newShop(t)
+	agent := s.as(t, "sydney")
+	const subject = "tombolo.agent.sydney.acme.environment.report-machines"
+	body := `{"region":"sydney","environment":"e1","epoch":2,"machines":[{"machine":"web","power":"running","accelerator":"kvm"}]}`
+	r := send(t, agent, subject, "r-1", body).ok(t)
+	if r.Event != "environment.machines-observed" || r.Operation != "" {
+		t.Errorf("%+v", r)
+	}
+	if r := send(t, agent, subject, "r-2", body).ok(t); r.NothingToDo == "" {
+		t.Errorf("%+v", r)
+	}
+	send(t, agent, subject, "r-3", `{"region":"beijing","environment":"e1","epoch":2,"machines":[]}`).wants(t, "access-denied", "403")
+	send(t, s.as(t, "ann"), "tombolo.command.acme.environment.report-machines", "r-4", body).wants(t, "access-denied", "403")
+}
