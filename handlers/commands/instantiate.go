@@ -137,7 +137,7 @@ func (i *instantiation) declare(ctx context.Context) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	declared := events.EnvironmentDeclared{Name: slug, Display: plan.Name, Graph: digest, Operation: i.operation(), Resources: i.version.Resources,
+	declared := events.EnvironmentDeclared{Name: slug, Display: plan.Name, Graph: digest, Operation: i.operation(), Machines: m.Graph.Count(graph.Machine), Networks: m.Graph.Count(graph.Network), Resources: i.version.Resources,
 		Origin: &events.TemplateRef{Template: plan.Template, Version: plan.Version, Manifest: i.version.Manifest, Bytes: i.version.Bytes,
 			Instance: instance.ID(i.origin.Account, plan.Template, plan.Version, plan.Region), Copy: !plan.Held}}
 	for _, d := range m.Graph.Disks() {
