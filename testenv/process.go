@@ -31,7 +31,8 @@ type Process struct {
 func start(t testing.TB, cleanup func(func()), name, log string, env []string, command string, args ...string) (*Process, error) {
 	p := &Process{t: t, name: name, log: log, line: make(chan []byte, 1), ended: make(chan struct{})}
 	p.cmd = exec.Command(command, args...)
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir()}, env...)
+	// Machines run in the tests that are about them.
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.TempDir(), "TOMBOLO_ACCELERATOR=none"}, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {

@@ -52,7 +52,7 @@ func (a *app) agentCommand() *cobra.Command {
 		c.Log, c.Version = a.log(), version()
 		return a.runAgent(ctx, c)
 	})
-	guestFlags(run, &c.Guests)
+	a.guestFlags(run, &c.Guests)
 	f := run.Flags()
 	f.StringVar(&c.Dir, "data", "tombolo-agent", "data directory; one that is there is continued")
 	f.StringVar(&enrolment, "enrolment", "", "file that agent enroll has written")

@@ -137,6 +137,7 @@ func mebibytes(n int64) string { return fmt.Sprintf("%.0f MiB", float64(n)/(1<<2
 func (d *demo) start(ctx context.Context) (stop func() error, err error) {
 	data := filepath.Join(d.dir, "data")
 	d.program, err = program.New(ctx, program.Config{Dir: data, HTTP: "127.0.0.1:0", NATS: "127.0.0.1:0", Regions: program.DefaultRegions(),
+		Guests:  program.Guests{Accelerator: "none"}, // its disks hold files, and nothing that boots
 		Version: version(), Log: slog.New(slog.NewTextHandler(d.err, &slog.HandlerOptions{Level: slog.LevelError}))})
 	if err != nil {
 		return nil, err

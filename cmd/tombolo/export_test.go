@@ -67,7 +67,7 @@ type world struct {
 
 func newWorld(t *testing.T, dir string) *world {
 	t.Helper()
-	p, err := program.New(t.Context(), program.Config{Dir: dir, HTTP: "127.0.0.1:0", NATS: "127.0.0.1:0", Regions: []string{"sydney"}, Lazy: true,
+	p, err := program.New(t.Context(), program.Config{Dir: dir, HTTP: "127.0.0.1:0", NATS: "127.0.0.1:0", Regions: []string{"sydney"}, Lazy: true, Guests: program.Guests{Accelerator: "none"},
 		Version: "test", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -45,6 +45,7 @@ func TestStories(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Setenv("TOMBOLO_ACCELERATOR", "none")        // testenv's stories run machines
 			e.Setenv("LARGE", strings.Repeat("n", 60<<10)) // of what the journal takes at once
 			example, err := filepath.Abs("../../docs/how-to/regions.yaml")
 			e.Setenv("SETTINGS", example)
@@ -74,7 +75,7 @@ func command(ts *testscript.TestScript, args ...string) *exec.Cmd {
 		}
 		c := exec.Command(path, args...)
 		c.Dir = ts.MkAbs(".")
-		for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "TOMBOLO_CONTEXT", "TOMBOLO_ACCOUNT", "TMPDIR"} {
+		for _, name := range []string{"PATH", "HOME", "XDG_CONFIG_HOME", "TOMBOLO_CONTEXT", "TOMBOLO_ACCOUNT", "TOMBOLO_ACCELERATOR", "TMPDIR"} {
 			if v := ts.Getenv(name); v != "" {
 				c.Env = append(c.Env, name+"="+v)
 			}

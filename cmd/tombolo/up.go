@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,7 +18,7 @@ import (
 func (a *app) upCommand() *cobra.Command {
 	up, c := a.starter("up", "Start everything in one process: bus, control plane, regions, HTTP")
 	up.AddCommand(a.settingsSchema())
-	guestFlags(up, &c.Guests)
+	a.guestFlags(up, &c.Guests)
 	up.Flags().StringSliceVar(&c.Regions, "regions", nil, "regions to run (default: those of --config, or of the directory, or beijing,sydney,chicago)")
 	return up
 }
@@ -130,10 +131,10 @@ func (a *app) adopt(c contexts.Context, path string) {
 }
 
 // guestFlags say how regions run machines and networks.
-func guestFlags(c *cobra.Command, g *program.Guests) {
+func (a *app) guestFlags(c *cobra.Command, g *program.Guests) {
 	f := c.Flags()
-	f.StringVar(&g.Accelerator, "accelerator", program.Accelerators()[0], "what runs machines: "+strings.Join(program.Accelerators(), ", ")+"; auto takes kvm where a guest is seen to run with it, none runs none")
-	f.StringVar(&g.Networks, "networks", program.NetworkKinds()[0], "what networks are made of: user needs no privilege, kernel needs root")
+	f.StringVar(&g.Accelerator, "accelerator", cmp.Or(a.env("TOMBOLO_ACCELERATOR"), program.Accelerators()[0]), "what runs machines: "+strings.Join(program.Accelerators(), ", ")+"; auto takes kvm where a guest is seen to run with it, none runs none")
+	f.StringVar(&g.Networks, "networks", cmp.Or(a.env("TOMBOLO_NETWORKS"), program.NetworkKinds()[0]), "what networks are made of: user needs no privilege, kernel needs root")
 	f.BoolVar(&g.LeaveRunning, "leave-running", false, "leave machines running when this ends; they are suspended otherwise, and go on with the next start")
 	if self, err := os.Executable(); err == nil { // else networks are in this process, and end with it
 		g.Host = []string{self, hostCommand}

@@ -56,7 +56,7 @@ func serve(ctx context.Context, binary, verb, dir string, flags []string) (_ *Se
 	defer r.Close()
 	began := time.Now()
 	s.process, err = Start(Command{Args: append([]string{binary, verb, "--data", dir, "--http", "127.0.0.1:0", "--nats", "127.0.0.1:0", "-q", "-o", "json"}, flags...),
-		Env: []string{"XDG_CONFIG_HOME=" + s.config}, Stdout: w})
+		Env: []string{"XDG_CONFIG_HOME=" + s.config, "TOMBOLO_ACCELERATOR=none"}, Stdout: w})
 	w.Close()
 	if err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ const wait = time.Minute
 
 func start(t *testing.T, dir string) *program.Program {
 	t.Helper()
-	p, err := program.New(t.Context(), program.Config{Dir: dir, HTTP: "127.0.0.1:0", NATS: "127.0.0.1:0", Regions: []string{"sydney"}, Lazy: true,
+	p, err := program.New(t.Context(), program.Config{Dir: dir, HTTP: "127.0.0.1:0", NATS: "127.0.0.1:0", Regions: []string{"sydney"}, Lazy: true, Guests: program.Guests{Accelerator: "none"},
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	if err != nil {
 		t.Fatal(err)

@@ -47,7 +47,7 @@ func bindFailed(p networks.Protocol, at netip.AddrPort, err error) error {
 	return networks.Wrap(networks.BindFailed, err, "%s %s cannot be bound", p, at)
 }
 
-// probe says whether a public address can be bound here at all; one without open ports is still where connections come from.
+// probe says whether a public address can be bound here at all, whatever else has its ports.
 func probe(ctx context.Context, p networks.Public) error {
 	at := netip.AddrPortFrom(p.Bound(0).Addr(), 0)
 	conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp4", at.String())

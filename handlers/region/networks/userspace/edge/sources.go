@@ -75,14 +75,17 @@ func (s *sourcePorts) give(p networks.Protocol, port uint16) {
 	delete(s.used, socketPort{p, port})
 }
 
-// dial connects the host to the outside in a machine's place: from its public address, where that can be, and from one of the
-// source ports, where there are any. The port is the connection's until give is called. Error: errNoPort, or the host's.
+// dial connects the host to the outside in a machine's place: from its public address, where the host has that and it leads
+// there, and from one of the source ports, where there are any. The port is the connection's until give is called. Error: errNoPort, or the host's.
 func (e *Edge) dial(f *flow, at netip.AddrPort) (conn net.Conn, give func(), err error) {
 	var local netip.Addr
 	if p, ok := e.now.Load().publics[f.machine]; ok {
 		// From the host's loopback nothing reaches the world, and from anywhere else not the loopback.
 		if b := p.Bound(0).Addr(); b.IsLoopback() == at.Addr().IsLoopback() {
 			local = b
+		}
+		if local.IsValid() && probe(f.ctx, p) != nil {
+			local = netip.Addr{}
 		}
 	}
 	network := string(f.protocol) + "4"
