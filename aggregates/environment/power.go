@@ -233,7 +233,7 @@ func (c ReportMachines) Decide(s State, f aggregates.Facts) (events.EnvironmentE
 		m := events.MachineState{Machine: r.Machine, Power: r.Power, Cause: brief(r.Cause), Accelerator: clip(r.Accelerator, 20)}
 		if died(r.Power, r.Cause) {
 			m.Deaths = s.Deaths(r.Machine, f.Now) + 1
-			if v, asked := c.Restarts[r.Machine]; asked {
+			if v, asked := c.Restarts[r.Machine]; asked && s.phase == created {
 				m.Restart = &v
 			}
 		}
