@@ -140,6 +140,7 @@ func (i *instantiation) declare(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	declared := events.EnvironmentDeclared{Name: slug, Display: plan.Name, Graph: digest, Operation: i.operation(), Resources: i.version.Resources,
+		Networks: m.Graph.Count(graph.Network), Machines: m.Graph.Count(graph.Machine),
 		Origin: &events.TemplateRef{Template: plan.Template, Version: plan.Version, Manifest: i.version.Manifest, Bytes: i.version.Bytes,
 			Instance: instance.ID(i.origin.Account, plan.Template, plan.Version, plan.Region), Copy: !plan.Held}}
 	for _, d := range m.Graph.Disks() {
