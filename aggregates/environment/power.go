@@ -240,7 +240,7 @@ func (c ReportMachines) Decide(s State, f aggregates.Facts) (events.EnvironmentE
 		if died(r.Power, r.Cause) {
 			m.Deaths = s.Deaths(r.Machine, f.Now) + 1
 		}
-		if v, asked := c.Restarts[r.Machine]; asked && s.AsksRestart(r) {
+		if v, asked := c.Restarts[r.Machine]; asked && s.phase == created && s.AsksRestart(r) {
 			m.Restart = &v
 		}
 		if r.Power == stopped && m.Cause != nil && m.Cause.Code == events.CauseGuestShutdown && !off(s.Declared(r.Machine)) {

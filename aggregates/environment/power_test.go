@@ -99,6 +99,7 @@ func TestDeathsAreCountedAndTheVerdictIsRecorded(t *testing.T) {
 	restarted := saw(first)
 	restarted.Operation = "op7"
 	facts(t, declared, created, running, saw(up)).When(again).Then(restarted)
+	facts(t, declared).When(again).Then(saw(died)) // nothing is started in one that is not there yet
 
 	history := []events.EnvironmentEvent{declared, created, running}
 	for i := range 3 {

@@ -232,7 +232,8 @@ func (c *call) createEnvironment(ctx context.Context, r EnvironmentRequest, slug
 	if err != nil {
 		return Answer{}, err
 	}
-	declared := events.EnvironmentDeclared{Name: slug, Display: strings.TrimSpace(r.Name), Graph: digest, Operation: c.operation(), Machines: r.Graph.Count(graph.Machine), Networks: r.Graph.Count(graph.Network)}
+	declared := events.EnvironmentDeclared{Name: slug, Display: strings.TrimSpace(r.Name), Graph: digest, Operation: c.operation(),
+		Networks: r.Graph.Count(graph.Network), Machines: r.Graph.Count(graph.Machine)}
 	for _, d := range r.Graph.Disks() {
 		declared.Disks = append(declared.Disks, events.DiskWanted{Name: d.Name(), Bytes: d.Size})
 	}

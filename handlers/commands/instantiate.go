@@ -46,6 +46,8 @@ type PlannedLease struct {
 	Type     string `json:"type"`
 	Value    string `json:"value"`
 	Of       string `json:"of" jsonschema:"instance: what the region holds for the template; pool: a fresh one"`
+	BoundTo  string `json:"bound_to,omitempty" jsonschema:"the host's address that stands for it, where it is bound elsewhere"`
+	Offset   int    `json:"port_offset,omitempty" jsonschema:"added to its ports there"`
 }
 
 func instantiateTemplate() Verb {
@@ -137,7 +139,8 @@ func (i *instantiation) declare(ctx context.Context) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	declared := events.EnvironmentDeclared{Name: slug, Display: plan.Name, Graph: digest, Operation: i.operation(), Machines: m.Graph.Count(graph.Machine), Networks: m.Graph.Count(graph.Network), Resources: i.version.Resources,
+	declared := events.EnvironmentDeclared{Name: slug, Display: plan.Name, Graph: digest, Operation: i.operation(), Resources: i.version.Resources,
+		Networks: m.Graph.Count(graph.Network), Machines: m.Graph.Count(graph.Machine),
 		Origin: &events.TemplateRef{Template: plan.Template, Version: plan.Version, Manifest: i.version.Manifest, Bytes: i.version.Bytes,
 			Instance: instance.ID(i.origin.Account, plan.Template, plan.Version, plan.Region), Copy: !plan.Held}}
 	for _, d := range m.Graph.Disks() {
@@ -196,15 +199,28 @@ func (i *instantiation) decide(ctx context.Context) (Instantiation, error) {
 	if err != nil {
 		return Instantiation{}, err
 	}
+	defer view.Close()
 	plan, err := i.look(view)
-	if err = errors.Join(err, view.Close()); err != nil {
+	if err != nil {
 		return plan, foundOut(err)
 	}
 	if err := i.allowed(plan); err != nil {
 		return plan, err
 	}
-	plan.Addresses, err = i.addresses(ctx)
-	return plan, err
+	if plan.Addresses, err = i.addresses(ctx); err != nil {
+		return plan, err
+	}
+	for n := range plan.Addresses {
+		a := &plan.Addresses[n]
+		place, offset, ok, err := projections.Pools{}.Place(view, plan.Region, events.PoolID(a.Type), a.Value)
+		if err != nil {
+			return plan, err
+		}
+		if ok && (place != a.Value || offset != 0) {
+			a.BoundTo, a.Offset = place, offset
+		}
+	}
+	return plan, nil
 }
 
 func (i *instantiation) look(view *projections.View) (Instantiation, error) {
@@ -298,10 +314,10 @@ func (i *instantiation) addresses(ctx context.Context) ([]PlannedLease, error) {
 		}
 		if bound, ok := event.(events.LeasesBound); ok {
 			for _, l := range bound.Bound {
-				out = append(out, PlannedLease{l.Resource, t, l.Value, "instance"})
+				out = append(out, PlannedLease{Resource: l.Resource, Type: t, Value: l.Value, Of: "instance"})
 			}
 			for _, l := range bound.Fresh {
-				out = append(out, PlannedLease{l.Resource, t, l.Value, "pool"})
+				out = append(out, PlannedLease{Resource: l.Resource, Type: t, Value: l.Value, Of: "pool"})
 			}
 		}
 	}

@@ -147,10 +147,11 @@ func TestPowerNamesMachinesOfTheEnvironment(t *testing.T) {
 	s.refused("vapp-unknown", "set-power", fields{"power": "running", "vapp": "web"})
 	s.refused("vapp-unknown", "set-power", fields{"power": "running", "vapp": "nothing"})
 	s.refused("bad-request", "set-power", fields{"power": "running", "operation": "mine"})
-	if _, err := s.do("set-power", fields{"power": "suspended", "vapp": "tier", "timeout": 20}); err != nil {
-		t.Fatal(err)
+	a, err := s.do("set-power", fields{"power": "suspended", "vapp": "tier", "timeout": 20})
+	if err != nil || a.Operation == "" {
+		t.Fatal(a, err)
 	}
-	if e, ok := s.last().(events.PowerSet); !ok || !reflect.DeepEqual(e.Machines, []string{"app", "web"}) || e.Timeout != 20 || e.Power != "suspended" {
+	if e, ok := s.last().(events.PowerSet); !ok || !reflect.DeepEqual(e.Machines, []string{"app", "web"}) || e.Timeout != 20 || e.Power != "suspended" || e.Operation != a.Operation {
 		t.Errorf("%+v", s.last())
 	}
 }
@@ -241,4 +242,25 @@ func TestAgentsReportMachinesOverTheBus(t *testing.T) {
 	}
 	send(t, agent, subject, "r-3", `{"region":"beijing","environment":"e1","epoch":2,"machines":[]}`).wants(t, "access-denied", "403")
 	send(t, s.as(t, "ann"), "tombolo.command.acme.environment.report-machines", "r-4", body).wants(t, "access-denied", "403")
+}
+
+// What an environment is declared with says how much there is to connect and to start.
+func TestDeclarationsCountNetworksAndMachines(t *testing.T) {
+	s := newShop(t)
+	spec := graph.Spec{Name: "Two", Networks: []graph.NetworkSpec{{Name: "lan", Subnet: "10.0.0.0/24"}},
+		Machines: []graph.MachineSpec{{Name: "a", Interfaces: []graph.InterfaceSpec{{Network: "lan"}}}, {Name: "b"}}}
+	r := s.request("create", commands.EnvironmentRequest{Name: "Two", Region: "sydney", Graph: spec.Graph()})
+	a, err := s.door.Do(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := s.history(t, environment.Of("acme", "sydney", events.EnvironmentID(a.ID)))[0].Event.(events.EnvironmentDeclared)
+	if e.Networks != 1 || e.Machines != 2 {
+		t.Errorf("%+v", e)
+	}
+	spec.Machines[0].Interfaces[0].Address = "10.9.9.9"
+	var g *commands.GraphError
+	if _, err := s.door.Do(t.Context(), s.request("create", commands.EnvironmentRequest{Name: "Three", Region: "sydney", Graph: spec.Graph()})); !errors.As(err, &g) || g.Findings[0].Code != "address-outside-subnet" {
+		t.Error(err)
+	}
 }

@@ -37,7 +37,7 @@ func table() []Verb {
 
 		createEnvironment(),
 		direct("environment", "set-power", "Bring one machine, several, those of a vApp, or all to a power state.",
-			fill[environment.SetPower]{hidden: "operation", check: checkMachines}),
+			starts(func(c *environment.SetPower) *events.OperationID { return &c.Operation }), fill[environment.SetPower]{check: checkMachines}),
 		direct("environment", "set-edge", "Have the environment's edge let through what is said, in place of all that was set before.",
 			starts(func(c *environment.SetEdge) *events.OperationID { return &c.Operation }),
 			fill[environment.SetEdge]{check: checkEdge, plan: planEdge}),

@@ -16,40 +16,52 @@ import (
 // connect makes the environment's network be as its graph, its edge and its map
 // say at the order's position, and plugs in the machines that run.
 func (j *job) connect(ctx context.Context) (events.Result, error) {
-	env := j.Order.Environment
-	if j.agent.guests.networks == nil {
-		return events.Result{}, nil // its machines cannot run here either; the graph is kept as it is
-	}
-	g, err := j.agent.environmentGraph(env)
-	if os.IsNotExist(err) {
-		return events.Result{}, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, env)
-	}
+	g, err := j.content()
 	if err != nil {
 		return events.Result{}, err
 	}
-	if g, err = j.withEdge(ctx, env, g); err != nil {
+	if g, err = j.withEdge(ctx, j.Order.Environment, g); err != nil {
 		return events.Result{}, err
+	}
+	return events.Result{}, j.applyNetwork(ctx, g)
+}
+
+// content is the graph of the order's environment.
+func (j *job) content() (graph.Graph, error) {
+	g, err := j.agent.environmentGraph(j.Order.Environment)
+	if os.IsNotExist(err) {
+		return g, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, j.Order.Environment)
+	}
+	return g, err
+}
+
+// applyNetwork makes the environment's graph this one, and its network what the
+// graph says.
+func (j *job) applyNetwork(ctx context.Context, g graph.Graph) error {
+	env := j.Order.Environment
+	if j.agent.guests.networks == nil {
+		return nil // its machines cannot run here either; the graph is kept as it is
 	}
 	n, err := j.network(ctx, env, g)
 	if err != nil {
-		return events.Result{}, err
+		return err
 	}
 	if err := networks.Validate(n); err != nil {
-		return events.Result{}, refusedByGuests(err)
+		return refusedByGuests(err)
 	}
 	if err := j.agent.keepGraph(env, g); err != nil {
-		return events.Result{}, err
+		return err
 	}
 	done := j.agent.around(ApplyNetwork)
 	if err := j.agent.guests.networks.Apply(ctx, n); err != nil {
-		return events.Result{}, refusedByGuests(err)
+		return refusedByGuests(err)
 	}
 	done()
 	// Written down after it worked: it is applied again when the process that has it is lost.
 	if err := j.agent.keepNetwork(n); err != nil {
-		return events.Result{}, err
+		return err
 	}
-	return events.Result{}, j.agent.guests.plugAll(ctx, j.epoch, n)
+	return j.agent.guests.plugAll(ctx, j.epoch, n)
 }
 
 // withEdge puts the edge as it was set last into the graph.

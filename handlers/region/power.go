@@ -37,10 +37,7 @@ type powering struct {
 // machines that failed are named.
 func (j *job) power(ctx context.Context) (events.Result, error) {
 	env := j.Order.Environment
-	g, err := j.agent.environmentGraph(env)
-	if os.IsNotExist(err) {
-		return events.Result{}, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, env)
-	}
+	g, err := j.content()
 	if err != nil {
 		return events.Result{}, err
 	}
@@ -62,6 +59,13 @@ func (j *job) power(ctx context.Context) (events.Result, error) {
 	}
 	if err := j.agent.guests.available(ctx); err != nil {
 		return events.Result{}, p.cannot(ctx, byState, err)
+	}
+	if _, connected, err := j.agent.keptNetwork(env); err != nil {
+		return events.Result{}, err
+	} else if !connected && len(p.net.Segments) > 0 { // of a time when networks were not made
+		if err := j.applyNetwork(ctx, g); err != nil {
+			return events.Result{}, err
+		}
 	}
 	defer j.agent.guests.take(ids...)()
 	failures := map[string]error{}

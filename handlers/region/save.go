@@ -20,10 +20,7 @@ import (
 // what was saved.
 func (j *job) save(ctx context.Context) (events.Result, error) {
 	id := j.Order.Environment
-	g, err := j.agent.environmentGraph(id)
-	if os.IsNotExist(err) {
-		return events.Result{}, fail("environment-unknown", "", "%s holds nothing of environment %s", j.Region, id)
-	}
+	g, err := j.content()
 	if err != nil {
 		return events.Result{}, err
 	}

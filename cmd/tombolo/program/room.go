@@ -33,6 +33,8 @@ func finishing(p journal.Proposal) bool {
 		return !e.Protected // what is protected cannot be deleted
 	case events.CopyVerified, events.CopyFailed, events.CopyDamaged, events.CopyRemoved, events.RemovalWanted:
 		return true
+	case events.MachinesObserved:
+		return true // what is seen of them is so, whether there is room or not
 	case events.EpochStarted, events.AgentReplaced, events.RegionDraining, events.RegionRetired:
 		return true // without an agent nothing is finished
 	}
