@@ -24,16 +24,24 @@ func (e *emulator) board(a Acceleration, cpus int) []string {
 	}
 }
 
-// inherited are the emulator's descriptors: the first three are always there.
+// inherited are the emulator's descriptors: the first four are always there.
 type inherited struct {
-	monitor, serial, ram *os.File
-	nics                 []*os.File // a listening socket or a tap each
+	monitor, serial *os.File
+	ram             *os.File
+	disks           *os.File   // the socket on which the agent serves them; see serve
+	nics            []*os.File // a listening socket or a tap each
 }
 
-const firstNIC = ramFD + 1
+const (
+	monitorFD = 3 + iota
+	serialFD
+	ramFD
+	disksFD
+	firstNIC
+)
 
 func (i inherited) files() []*os.File {
-	return append([]*os.File{i.monitor, i.serial, i.ram}, i.nics...)
+	return append([]*os.File{i.monitor, i.serial, i.ram, i.disks}, i.nics...)
 }
 
 // The slots of devices on the PCI root are fixed: memory goes on only with each device where it was.
@@ -92,9 +100,9 @@ func (d *Driver) arguments(h *hostFacts, s machines.Spec, incoming bool) ([]stri
 		"-rtc", "base=utc",
 		// A guest that switches itself off, or panics, stays until the driver has taken note: also if there is no agent then.
 		"-action", "shutdown=pause,panic=pause,reboot=reset",
-		"-chardev", "socket,id=monitor,fd=3,server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", monitorFD), "-mon", "chardev=monitor,mode=control",
 		// Somebody is connected already, so this waits for nobody: what the guest says first is heard.
-		"-chardev", "socket,id=serial,fd=4,server=on,wait=on", "-device", "isa-serial,id=serial0,chardev=serial",
+		"-chardev", fmt.Sprintf("socket,id=serial,fd=%d,server=on,wait=on", serialFD), "-device", "isa-serial,id=serial0,chardev=serial",
 		"-device", "pvpanic",
 		"-vnc", "none",
 	)

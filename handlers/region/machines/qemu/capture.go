@@ -101,15 +101,17 @@ func (m *machine) load(ctx context.Context, devices []byte) error {
 
 // Capture implements machines.Writer.
 func (d *Driver) Capture(ctx context.Context, epoch int, id machines.ID) (*machines.Capture, error) {
-	if err := d.enter(ctx, epoch); err != nil {
+	ctx, leave, err := d.write(ctx, epoch)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	give, err := d.take(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer give()
-	m, err := d.get(ctx, id)
+	m, err := d.get(id)
 	if err != nil {
 		return nil, err
 	}

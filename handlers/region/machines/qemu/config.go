@@ -135,9 +135,12 @@ func (d *Driver) Close() error {
 	d.mu.Unlock()
 	d.cancel()
 	for _, m := range all {
-		m.letGo()
+		m.hangUp() // what waits for it comes to its end
 	}
 	d.work.Wait()
+	for _, m := range d.known() {
+		m.letGo()
+	}
 	return d.lock.Close()
 }
 
@@ -162,36 +165,44 @@ func (d *Driver) machine(id machines.ID) *machine {
 	return d.all[id]
 }
 
-// open says whether the driver can be used.
-func (d *Driver) open(ctx context.Context) error {
+// enter lets a reader in: it works with the context that it gets, which ends with the driver too, and then leaves.
+func (d *Driver) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return machines.Errorf(machines.Unavailable, "the driver is closed")
+		return nil, nil, machines.Errorf(machines.Unavailable, "the driver is closed")
 	}
-	return nil
+	d.work.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(d.ctx, cancel)
+	return ctx, func() { stop(); cancel(); d.work.Done() }, nil
 }
 
-// enter lets an agent's writer in, and remembers its epoch before it acts. Errors: stale-epoch, machines-unavailable.
-func (d *Driver) enter(ctx context.Context, epoch int) error {
-	if err := d.open(ctx); err != nil {
-		return err
+// write lets an agent's writer in, and remembers its epoch before it acts. Errors: stale-epoch, machines-unavailable.
+func (d *Driver) write(ctx context.Context, epoch int) (_ context.Context, leave func(), err error) {
+	ctx, leave, err = d.enter(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if epoch < d.epoch {
-		return machines.Errorf(machines.StaleEpoch, "epoch %d; %d has been here", epoch, d.epoch)
-	}
-	if epoch > d.epoch {
-		if err := writeEpoch(d.cfg.Dir, epoch); err != nil {
-			return machines.Wrap(machines.Unavailable, err, "remember epoch %d", epoch)
+	switch {
+	case epoch < d.epoch:
+		err = machines.Errorf(machines.StaleEpoch, "epoch %d; %d has been here", epoch, d.epoch)
+	case epoch > d.epoch:
+		if err = writeEpoch(d.cfg.Dir, epoch); err != nil {
+			err = machines.Wrap(machines.Unavailable, err, "remember epoch %d", epoch)
 		}
-		d.epoch = epoch
 	}
-	return nil
+	if err != nil {
+		leave()
+		return nil, nil, err
+	}
+	d.epoch = epoch
+	return ctx, leave, nil
 }
 
 func unknown(id machines.ID) error {

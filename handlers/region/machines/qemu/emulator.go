@@ -130,6 +130,11 @@ type hostFacts struct {
 
 // Capabilities implements machines.Reader.
 func (d *Driver) Capabilities(ctx context.Context) (machines.Capabilities, error) {
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return machines.Capabilities{}, err
+	}
+	defer leave()
 	h, err := d.probe(ctx)
 	if err != nil {
 		return machines.Capabilities{}, err
@@ -151,9 +156,6 @@ func (d *Driver) available(ctx context.Context) (*hostFacts, error) {
 
 // probe finds out what the host can do, once.
 func (d *Driver) probe(ctx context.Context) (*hostFacts, error) {
-	if err := d.open(ctx); err != nil {
-		return nil, err
-	}
 	select {
 	case d.probing <- struct{}{}:
 		defer func() { <-d.probing }()

@@ -118,20 +118,12 @@ func (p profile) group(uid uint32) uint32 {
 	return uid
 }
 
-// prepare gives a jail or a socket in it to the machine's user: the folder stays the agent's, and can be entered.
-func (p profile) prepare(jail string, uid uint32) error {
+// prepare lets a machine's user enter its jail, which stays the agent's.
+func (p profile) prepare(jail string) error {
 	if !p.ownUser {
 		return nil
 	}
 	return os.Chmod(jail, 0o711)
-}
-
-// give makes a file the machine's user's.
-func (p profile) give(path string, uid uint32) error {
-	if !p.ownUser {
-		return nil
-	}
-	return os.Lchown(path, int(uid), int(p.group(uid)))
 }
 
 const (
@@ -172,7 +164,7 @@ func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p p
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := p.prepare(dir, d.cfg.FirstUID); err != nil {
+	if err := p.prepare(dir); err != nil {
 		return err
 	}
 	jail, err := os.Open(dir)

@@ -34,16 +34,18 @@ type machine struct {
 	proc    *process
 	ram     *os.File
 	disks   *nbd.Server
+	socket  *shared // of the disks
 	// Start has not come to its end, or Kill has begun: what happens is theirs to tell.
 	starting, killing bool
 	let               context.CancelFunc // lets go of the process
 	gone              chan struct{}      // closed when the process has ended and that is stored
-	moved             chan struct{}      // of one: a migration changed
+	changed           chan struct{}      // of one: the guest's state did
+	moved             chan struct{}      // of one: a migration's state did
 	handing           chan struct{}      // of one: who hands the emulator a file by a name
 }
 
 func (d *Driver) newMachine(r record) *machine {
-	m := &machine{driver: d, id: r.Spec.ID, record: r, state: machines.Ended, gone: make(chan struct{}), moved: make(chan struct{}, 1), handing: make(chan struct{}, 1)}
+	m := &machine{driver: d, id: r.Spec.ID, record: r, state: machines.Ended, gone: make(chan struct{}), changed: make(chan struct{}, 1), moved: make(chan struct{}, 1), handing: make(chan struct{}, 1)}
 	m.line = console.NewLine(readHistory(d.folderOf(m.id)))
 	return m
 }
@@ -136,12 +138,8 @@ func (m *machine) ended(text string) {
 		m.ram = nil
 	}
 	m.line.Close()
-	disks := m.disks
-	m.disks = nil
 	m.mu.Unlock()
-	if disks != nil {
-		disks.Close()
-	}
+	m.stopServing(true)
 	if !quiet {
 		if r.Spec.Memory > 0 { // else nothing was stored
 			if err := m.driver.store(r); err != nil {
@@ -173,6 +171,9 @@ func (m *machine) status() machines.Status {
 	return s
 }
 
+// lookTime is how long an emulator may take to say how it is. Its main loop waits for its disks' requests at times.
+const lookTime = time.Minute
+
 // again is the time between tries to reach an emulator that lives.
 const again = 100 * time.Millisecond
 
@@ -187,11 +188,16 @@ func (m *machine) converse(ctx context.Context) {
 		}
 		m.mu.Unlock()
 		if err == nil {
-			m.look(ctx)
-			select {
-			case <-c.Done():
-			case <-ctx.Done():
-				c.Close()
+			for open := true; open; {
+				m.look(ctx)
+				select {
+				case <-m.changed:
+				case <-c.Done():
+					open = false
+				case <-ctx.Done():
+					c.Close()
+					open = false
+				}
 			}
 			m.mu.Lock()
 			m.monitor = nil
@@ -214,7 +220,10 @@ func (m *machine) connect(ctx context.Context) (*qmp.Client, error) {
 	return qmp.Connect(ctx, conn, func(e qmp.Event) {
 		switch e.Name {
 		case "STOP", "RESUME", "SHUTDOWN", "GUEST_PANICKED":
-			m.driver.work.Go(func() { m.look(m.driver.ctx) })
+			select {
+			case m.changed <- struct{}{}:
+			default: // it will look anyway
+			}
 		case "MIGRATION":
 			select {
 			case m.moved <- struct{}{}:
@@ -270,11 +279,14 @@ func (m *machine) look(ctx context.Context) {
 	if c == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	var now struct {
 		Status string `json:"status"`
 	}
 	if err := c.Do(ctx, "query-status", nil, &now); err != nil {
-		return // converse looks again
+		c.Close() // converse connects again and looks again
+		return
 	}
 	end, text := machines.End(""), ""
 	state := machines.Paused
@@ -332,24 +344,44 @@ func (m *machine) finish(ctx context.Context, c *qmp.Client, end machines.End, t
 	})
 }
 
-// letGo leaves the process alone. Who reads its console comes to the end.
-func (m *machine) letGo() {
+// hangUp leaves the process alone: who reads its console comes to the end, its disks are served no more.
+func (m *machine) hangUp() {
 	m.mu.Lock()
-	let, disks, ram, proc := m.let, m.disks, m.ram, m.proc
-	m.disks, m.ram = nil, nil
-	m.line.Close()
+	let := m.let
 	m.mu.Unlock()
+	m.line.Close()
 	if let != nil {
 		let()
 	}
-	if disks != nil {
-		disks.Close()
+	m.stopServing(false)
+}
+
+// stopServing disconnects the disks; for good, if the process is gone.
+func (m *machine) stopServing(forGood bool) {
+	m.mu.Lock()
+	disks, socket := m.disks, m.socket
+	m.disks, m.socket = nil, nil
+	m.mu.Unlock()
+	if disks == nil {
+		return
 	}
-	if ram != nil {
-		ram.Close()
+	var err error
+	if forGood {
+		err = socket.shut()
 	}
-	if proc != nil {
-		proc.fd.Close()
+	if err := errors.Join(err, disks.Close(), socket.Close()); err != nil {
+		m.driver.cfg.Log.Warn("stop serving a machine's disks", "machine", m.id.String(), "error", err)
+	}
+}
+
+// letGo closes what is open of a process that nobody follows any more.
+func (m *machine) letGo() {
+	m.hangUp()
+	if m.ram != nil {
+		m.ram.Close()
+	}
+	if m.proc != nil {
+		m.proc.fd.Close()
 	}
 }
 

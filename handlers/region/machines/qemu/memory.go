@@ -34,9 +34,6 @@ func anonymous(name string, size int64) (*os.File, error) {
 
 const sizeSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW
 
-// ramFD is the emulator's descriptor of the machine's RAM.
-const ramFD = 5
-
 // ramOf opens the RAM of a process that an earlier agent started. The process may be hostile by now: what it shows must be
 // a sealed file of the right size.
 func ramOf(pid int, size int64) (*os.File, error) {

@@ -123,10 +123,30 @@ func (p *process) wait(ctx context.Context) (string, error) {
 
 // kill ends it at once. One that has ended: nothing.
 func (p *process) kill() error {
-	if err := unix.PidfdSendSignal(int(p.fd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return err
+	conn, err := p.fd.SyscallConn()
+	if err == nil {
+		var kerr error
+		err = errors.Join(conn.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }), kerr)
 	}
-	return nil
+	if errors.Is(err, syscall.ESRCH) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// descriptor takes a copy of a descriptor of the process (pidfd_getfd(2)), which may be anything by now.
+func (p *process) descriptor(n int) (*os.File, error) {
+	conn, err := p.fd.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var got int
+	var gerr error
+	err = conn.Control(func(fd uintptr) { got, gerr = unix.PidfdGetfd(int(fd), n, 0) })
+	if err = errors.Join(err, gerr); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(got), "descriptor"), nil
 }
 
 // used is how much memory the process really takes, without its RAM, bytes.
@@ -165,6 +185,12 @@ func hostMemory() (total, available int64, err error) {
 func tagOf(dir string) string {
 	sum := sha256.Sum256([]byte(dir))
 	return "guest=tombolo/" + hex.EncodeToString(sum[:8]) + "/"
+}
+
+// offset is where in the range of users this driver begins.
+func (d *Driver) offset() uint32 {
+	sum := sha256.Sum256([]byte(d.cfg.Dir))
+	return uint32(sum[0])<<8 | uint32(sum[1])
 }
 
 func (d *Driver) nameOf(s machines.Spec) string {

@@ -28,9 +28,11 @@ func blocks(f *os.File) int64 {
 
 // List implements machines.Reader.
 func (d *Driver) List(ctx context.Context) ([]machines.Status, error) {
-	if err := d.open(ctx); err != nil {
+	_, leave, err := d.enter(ctx)
+	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	out, err := d.strays()
 	if err != nil {
 		return nil, err
@@ -62,9 +64,11 @@ func (d *Driver) strays() ([]machines.Status, error) {
 
 // Status implements machines.Reader.
 func (d *Driver) Status(ctx context.Context, id machines.ID) (machines.Status, error) {
-	if err := d.open(ctx); err != nil {
+	_, leave, err := d.enter(ctx)
+	if err != nil {
 		return machines.Status{}, err
 	}
+	defer leave()
 	if m := d.machine(id); m != nil {
 		return m.status(), nil
 	}
@@ -85,11 +89,8 @@ func (d *Driver) Watch(ctx context.Context, each func(machines.Status)) error {
 	return d.board.Watch(ctx, each)
 }
 
-// get gives a machine. Errors: machine-unknown, machines-unavailable, the context's.
-func (d *Driver) get(ctx context.Context, id machines.ID) (*machine, error) {
-	if err := d.open(ctx); err != nil {
-		return nil, err
-	}
+// get gives a machine. Error: machine-unknown.
+func (d *Driver) get(id machines.ID) (*machine, error) {
 	if m := d.machine(id); m != nil {
 		return m, nil
 	}
@@ -98,7 +99,12 @@ func (d *Driver) get(ctx context.Context, id machines.ID) (*machine, error) {
 
 // Console implements machines.Reader.
 func (d *Driver) Console(ctx context.Context, id machines.ID) (io.ReadWriteCloser, error) {
-	m, err := d.get(ctx, id)
+	_, leave, err := d.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	m, err := d.get(id)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +132,12 @@ func (k keyboard) Write(b []byte) (int, error) {
 
 // Display implements machines.Reader.
 func (d *Driver) Display(ctx context.Context, id machines.ID) (io.ReadWriteCloser, error) {
-	m, err := d.get(ctx, id)
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	m, err := d.get(id)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +179,12 @@ func (m *machine) handOver(ctx context.Context) (release func(), err error) {
 
 // Screenshot implements machines.Reader.
 func (d *Driver) Screenshot(ctx context.Context, id machines.ID) ([]byte, error) {
-	m, err := d.get(ctx, id)
+	ctx, leave, err := d.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	m, err := d.get(id)
 	if err != nil {
 		return nil, err
 	}

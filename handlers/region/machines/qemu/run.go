@@ -11,9 +11,11 @@ import (
 
 // Adopt implements machines.Writer.
 func (d *Driver) Adopt(ctx context.Context, epoch int) error {
-	if err := d.enter(ctx, epoch); err != nil {
+	ctx, leave, err := d.write(ctx, epoch)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	h, err := d.available(ctx)
 	if err != nil {
 		return err
@@ -53,16 +55,20 @@ func (d *Driver) adopt(ctx context.Context, m *machine, p profile) error {
 	defer give()
 	m.mu.Lock()
 	wants := m.disks == nil && m.state != machines.Ended && m.record.Ready
-	p.ownUser = p.ownUser && m.record.UID != 0 // as it was started
 	m.mu.Unlock()
 	if !wants || d.machine(m.id) != m {
 		return nil
 	}
-	if err := m.serve(p, d.jailOf(m.id)); err != nil {
-		if machines.CodeOf(err) == "" {
-			err = machines.Wrap(machines.MachineFailed, err, "serve the disks of %s", m.id)
-		}
+	disks, err := m.exports()
+	if err != nil {
 		return err
+	}
+	l, err := m.listenAgain(p)
+	if err == nil {
+		err = m.serve(disks, l)
+	}
+	if err != nil {
+		return machines.Wrap(machines.MachineFailed, err, "serve the disks of %s", m.id)
 	}
 	return nil
 }
@@ -79,9 +85,11 @@ func (d *Driver) Pause(ctx context.Context, epoch int, ids ...machines.ID) error
 
 // each gives all machines a command at the same time; when one refuses, those that were in the state before get it back.
 func (d *Driver) each(ctx context.Context, epoch int, ids []machines.ID, command, back string, before machines.State) error {
-	if err := d.enter(ctx, epoch); err != nil {
+	ctx, leave, err := d.write(ctx, epoch)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	give, err := d.take(ctx, ids...)
 	if err != nil {
 		return err
@@ -90,7 +98,7 @@ func (d *Driver) each(ctx context.Context, epoch int, ids []machines.ID, command
 	all := map[machines.ID]*machine{}
 	states := map[machines.ID]machines.State{}
 	for _, id := range ids {
-		m, err := d.get(ctx, id)
+		m, err := d.get(id)
 		if err != nil {
 			return err
 		}
@@ -138,10 +146,12 @@ const button = 5 * time.Second
 
 // Stop implements machines.Writer.
 func (d *Driver) Stop(ctx context.Context, epoch int, id machines.ID) error {
-	if err := d.enter(ctx, epoch); err != nil {
+	ctx, leave, err := d.write(ctx, epoch)
+	if err != nil {
 		return err
 	}
-	m, err := d.get(ctx, id)
+	defer leave()
+	m, err := d.get(id)
 	if err != nil {
 		return err
 	}

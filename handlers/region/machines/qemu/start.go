@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
-	"github.com/tombolo-vdc/tombolo/handlers/region/nbd"
 )
 
 // Start implements machines.Writer.
 func (d *Driver) Start(ctx context.Context, s machines.Spec, memory *machines.Memory) error {
-	if err := d.enter(ctx, s.Epoch); err != nil {
+	ctx, leave, err := d.write(ctx, s.Epoch)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	if err := s.Check(); err != nil {
 		return err
 	}
@@ -104,11 +105,12 @@ func (d *Driver) reserve(h *hostFacts, s machines.Spec) (*machine, error) {
 		return nil, machines.Errorf(machines.MemoryShort, "%s asks for %d MiB; the host has %d MiB, of which %d are promised to other machines", s.ID, s.Memory>>20, available>>20, open>>20)
 	}
 	if h.profile.ownUser {
-		uid := d.cfg.FirstUID
-		for uids[uid] {
-			uid++
+		// From a place of the folder's own, so that two drivers on a host give different users.
+		n := d.offset()
+		for uids[d.cfg.FirstUID+n] {
+			n = (n + 1) % uidRange
 		}
-		m.record.UID = uid
+		m.record.UID = d.cfg.FirstUID + n
 	}
 	d.all[s.ID] = m
 	return m, nil
@@ -127,26 +129,30 @@ func (d *Driver) begin(ctx context.Context, m *machine, h *hostFacts, memory *ma
 	jail := filepath.Join(dir, jailDir)
 	err := os.MkdirAll(jail, 0o700)
 	if err == nil {
-		err = errors.Join(h.profile.prepare(jail, m.record.UID), d.store(m.record))
+		err = errors.Join(h.profile.prepare(jail), d.store(m.record))
 	}
 	if err != nil {
 		return failed(err, "make its folder")
 	}
-	if err := m.serve(h.profile, jail); err != nil {
-		return failed(err, "serve its disks")
+	disks, err := m.exports()
+	if err != nil {
+		return err
 	}
-	files, err := m.inherit(ctx, dir)
+	files, socket, err := m.inherit(ctx, h.profile, dir)
 	defer files.close()
 	if err != nil {
 		return failed(err, "make what it is connected to")
 	}
 	if memory != nil {
 		if err := fillRAM(ctx, m.ram, memory, s.Memory); err != nil {
-			return failed(err, "fill its memory")
+			return failed(errors.Join(err, socket.Close()), "fill its memory")
 		}
 	}
 	if err := d.spawn(m, h, dir, files, memory != nil); err != nil {
-		return failed(err, "start its process")
+		return failed(errors.Join(err, socket.Close()), "start its process")
+	}
+	if err := m.serve(disks, socket); err != nil {
+		return failed(err, "serve its disks")
 	}
 	if _, err := m.answers(ctx); err != nil {
 		return failed(err, "reach its monitor")
@@ -208,48 +214,10 @@ func (d *Driver) spawn(m *machine, h *hostFacts, dir string, files *inherited, i
 	return errors.Join(d.store(r), p.limit(s.Memory))
 }
 
-// serve offers the machine's disks, to it alone. Error: machine-invalid.
-func (m *machine) serve(p profile, jail string) error {
-	m.mu.Lock()
-	s, uid := m.record.Spec, m.record.UID
-	m.mu.Unlock()
-	if len(s.Disks) == 0 {
-		return nil
-	}
-	server := nbd.NewServer()
-	for _, disk := range s.Disks {
-		dev, err := m.driver.cfg.Disks(s.ID, disk.Name)
-		if err != nil {
-			return machines.Wrap(machines.MachineInvalid, err, "%s: its disk %s", s.ID, disk.Name)
-		}
-		if dev.Size() != disk.Size {
-			return machines.Errorf(machines.MachineInvalid, "%s: its disk %s has %d bytes, not %d", s.ID, disk.Name, dev.Size(), disk.Size)
-		}
-		if err := server.Add(nbd.Export{Name: disk.Name, Device: dev}); err != nil {
-			return machines.Wrap(machines.MachineInvalid, err, "%s: its disk %s", s.ID, disk.Name)
-		}
-	}
-	l, err := listenAt(jail, disksSocket)
-	if err != nil {
-		return err
-	}
-	if err := p.give(filepath.Join(jail, disksSocket), uid); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	m.mu.Lock()
-	m.disks = server
-	m.mu.Unlock()
-	m.driver.work.Go(func() {
-		if err := server.Serve(l); err != nil {
-			m.driver.cfg.Log.Warn("serve a machine's disks", "machine", m.id.String(), "error", err)
-		}
-	})
-	return nil
-}
-
-// inherit makes what the emulator gets as descriptors. The files that are there must be closed also after an error.
-func (m *machine) inherit(ctx context.Context, dir string) (*inherited, error) {
-	i := &inherited{}
+// inherit makes what the emulator gets as descriptors, and the agent's side of the disks. The files that are there must be
+// closed also after an error.
+func (m *machine) inherit(ctx context.Context, p profile, dir string) (i *inherited, disks *shared, err error) {
+	i = &inherited{}
 	s := m.record.Spec
 	socket := func(dir, name string) (*os.File, error) {
 		l, err := listenAt(dir, name)
@@ -259,18 +227,17 @@ func (m *machine) inherit(ctx context.Context, dir string) (*inherited, error) {
 		defer l.Close()
 		return l.File()
 	}
-	var err error
 	if i.monitor, err = socket(dir, monitorSocket); err != nil {
-		return i, err
+		return i, nil, err
 	}
 	if i.serial, err = socket(dir, serialSocket); err != nil {
-		return i, err
+		return i, nil, err
 	}
 	if m.serial, err = dialAt(ctx, dir, serialSocket); err != nil {
-		return i, err
+		return i, nil, err
 	}
 	if m.ram, err = anonymous("ram", s.Memory); err != nil {
-		return i, err
+		return i, nil, err
 	}
 	i.ram = m.ram
 	for _, n := range s.NICs {
@@ -281,11 +248,17 @@ func (m *machine) inherit(ctx context.Context, dir string) (*inherited, error) {
 			f, err = socket(filepath.Dir(n.Socket), filepath.Base(n.Socket))
 		}
 		if err != nil {
-			return i, fmt.Errorf("the interface %s: %w", n.MAC, err)
+			return i, nil, fmt.Errorf("the interface %s: %w", n.MAC, err)
 		}
 		i.nics = append(i.nics, f)
 	}
-	return i, nil
+	if disks, err = m.listenForDisks(p); err != nil {
+		return i, nil, err
+	}
+	if i.disks, err = disks.File(); err != nil {
+		return i, nil, errors.Join(err, disks.Close())
+	}
+	return i, disks, nil
 }
 
 // backlog is how many connections wait at a socket. An emulator lets one wait, and refuses others: a network that comes and
@@ -305,12 +278,12 @@ func (i *inherited) widen() error {
 
 // close lets go of all but RAM. It may be called again.
 func (i *inherited) close() {
-	for _, f := range append([]*os.File{i.monitor, i.serial}, i.nics...) {
+	for _, f := range append([]*os.File{i.monitor, i.serial, i.disks}, i.nics...) {
 		if f != nil {
 			f.Close()
 		}
 	}
-	i.monitor, i.serial, i.nics = nil, nil, nil
+	i.monitor, i.serial, i.disks, i.nics = nil, nil, nil, nil
 }
 
 // remove ends all processes of a machine and takes away what is left of it, but the console if that is to be kept.
@@ -319,17 +292,20 @@ func (d *Driver) remove(ctx context.Context, id machines.ID, keepConsole bool) e
 	if m != nil {
 		m.mu.Lock()
 		m.killing = true
-		p, nics, disks, serial, ram := m.proc, m.record.Spec.NICs, m.disks, m.serial, m.ram
+		p, nics, serial, ram := m.proc, m.record.Spec.NICs, m.serial, m.ram
 		m.mu.Unlock()
 		if p != nil {
 			if err := p.kill(); err != nil {
 				return machines.Wrap(machines.MachineFailed, err, "kill %s", id)
 			}
+			if _, err := p.wait(ctx); err != nil {
+				return err
+			}
 			select {
 			case <-m.gone:
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-d.ctx.Done(): // nobody takes note any more
 			}
+			p.fd.Close()
 		} else { // it never had one
 			if serial != nil {
 				serial.Close()
@@ -338,9 +314,7 @@ func (d *Driver) remove(ctx context.Context, id machines.ID, keepConsole bool) e
 				ram.Close()
 			}
 		}
-		if disks != nil {
-			disks.Close()
-		}
+		m.stopServing(true)
 		for _, n := range nics {
 			if info, err := os.Lstat(n.Socket); n.Tap == nil && err == nil && info.Mode().Type() == fs.ModeSocket {
 				if err := os.Remove(n.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -391,9 +365,11 @@ func (d *Driver) clear(id machines.ID, keepConsole bool) error {
 
 // Kill implements machines.Writer.
 func (d *Driver) Kill(ctx context.Context, epoch int, id machines.ID) error {
-	if err := d.enter(ctx, epoch); err != nil {
+	ctx, leave, err := d.write(ctx, epoch)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	if m := d.machine(id); m != nil { // at once, whatever else is going on with it
 		m.mu.Lock()
 		m.killing = true
