@@ -6,15 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tombolo-vdc/tombolo/handlers/api"
 )
 
 var originColumns = []column{{"ENVIRONMENT", "environment", false}, {"NAME", "name", false}, {"REGION", "region", false}, {"TEMPLATE", "template", false},
-	{"VERSION", "version", false}, {"STATE", "state", false}, {"BYTES BETWEEN REGIONS", "bytes_between_regions", false}, {"MS", "duration_ms", false}, {"COPIED", "copied", true}}
+	{"VERSION", "version", false}, {"STATE", "state", false}, {"BYTES BETWEEN REGIONS", "bytes_between_regions", false}, {"MS", "duration_ms", false}, {"COPIED", "copied", true}, {"RESUME", "resume", true}, {"BOOT", "boot", true}}
 
 var planColumns = []column{{"TEMPLATE", "template", false}, {"VERSION", "version", false}, {"REGION", "region", false}, {"ENVIRONMENT", "name", false},
-	{"FAST HERE", "fast_here", false}, {"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"HOLDERS", "holders", false}, {"ADDRESSES", "addresses", true}}
+	{"FAST HERE", "fast_here", false}, {"BYTES TO COPY", "bytes_to_copy", false}, {"ESTIMATED MS", "estimated_ms", false}, {"HOLDERS", "holders", false}, {"RESUME", "resume", true}, {"BOOT", "boot", true}, {"ADDRESSES", "addresses", true}}
 
 // instantiateBody is what an instantiation is asked for with.
 type instantiateBody struct {
@@ -62,6 +65,13 @@ func (a *app) templateInstantiate() *cobra.Command {
 		b, err := c.read(ctx, envPath(accepted.ID)+"/origin", nil)
 		if err != nil {
 			return err
+		}
+		var made api.Instantiated
+		if err := json.Unmarshal(b, &made); err != nil {
+			return err
+		}
+		if len(made.Boot) > 0 {
+			a.say("%s started from power-on: version %d was saved without their memory", strings.Join(made.Boot, ", "), made.Version)
 		}
 		return a.show(b, shape{name: "environment", columns: originColumns})
 	})

@@ -213,6 +213,23 @@ func (n Node) MemoryBytes() int64 {
 	return DefaultMemoryMiB << 20
 }
 
+// Starts says which machines of a saved graph go on from where they were once it
+// is instantiated, and which that are to run start from power-on, because their
+// memory was not saved. The others stay as they are.
+func (g Graph) Starts() (resume, boot []string) {
+	for _, n := range g.Nodes {
+		remembers := slices.ContainsFunc(n.Items, func(it Item) bool { return it.Kind == Memory })
+		switch {
+		case n.Type != Machine || n.Power != Running:
+		case remembers:
+			resume = append(resume, n.ID)
+		default:
+			boot = append(boot, n.ID)
+		}
+	}
+	return resume, boot
+}
+
 // Machines lists the machines that a vApp has, those of vApps within it too, in
 // the order of the graph.
 func (g Graph) Machines(vapp string) []string {

@@ -22,6 +22,8 @@ type Instantiated struct {
 	Version      int                          `json:"version"`
 	Copied       bool                         `json:"copied" doc:"the region did not hold it; it was copied first"`
 	BetweenBytes int64                        `json:"bytes_between_regions" doc:"0 where it was stored"`
+	Resume       []string                     `json:"resume,omitempty" doc:"machines that go on from where they were saved"`
+	Boot         []string                     `json:"boot,omitempty" doc:"machines that start from power-on: their memory was not saved"`
 	Duration     *int64                       `json:"duration_ms" doc:"from the command to the usable environment; null until then"`
 }
 
@@ -98,6 +100,13 @@ func (s *Server) origin(ctx context.Context, v at, in *environmentInput) (Instan
 			return out, 0, err
 		}
 		out.BetweenBytes = i.Received
+	}
+	if s.Documents != nil {
+		m, err := s.manifest(ctx, e.Origin.Manifest)
+		if err != nil {
+			return out, 0, err
+		}
+		out.Resume, out.Boot = m.Graph.Starts()
 	}
 	if !e.Ready.IsZero() {
 		ms := e.Ready.Sub(e.Declared.Time).Milliseconds()

@@ -37,6 +37,8 @@ type Instantiation struct {
 	Pinned    bool              `json:"pinned"`
 	Region    events.RegionID   `json:"region"`
 	Addresses []PlannedLease    `json:"addresses" jsonschema:"what its region-bound resources would be now"`
+	Resume    []string          `json:"resume,omitempty" jsonschema:"machines that go on from where they were saved"`
+	Boot      []string          `json:"boot,omitempty" jsonschema:"machines that start from power-on: their memory was not saved"`
 	projections.Nearness
 }
 
@@ -79,6 +81,7 @@ type instantiation struct {
 
 	resolved projections.Resolved
 	version  projections.VersionRow
+	manifest graph.Manifest
 }
 
 func (i *instantiation) ref() environment.Ref {
@@ -119,14 +122,7 @@ func (i *instantiation) declare(ctx context.Context) (Outcome, error) {
 	if !plan.Held && !i.request.CopyAgreed {
 		return Outcome{}, needsCopy(plan)
 	}
-	raw, err := i.door.documents.Get(ctx, i.version.Manifest)
-	if err != nil {
-		return Outcome{}, err
-	}
-	var m graph.Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return Outcome{}, fmt.Errorf("manifest %s: %w", i.version.Manifest, err)
-	}
+	m := i.manifest
 	canonical, _, err := documents.Canonical(m.Graph)
 	if err != nil {
 		return Outcome{}, err
@@ -210,6 +206,14 @@ func (i *instantiation) decide(ctx context.Context) (Instantiation, error) {
 	if plan.Addresses, err = i.addresses(ctx); err != nil {
 		return plan, err
 	}
+	raw, err := i.door.documents.Get(ctx, i.version.Manifest)
+	if err != nil {
+		return plan, err
+	}
+	if err := json.Unmarshal(raw, &i.manifest); err != nil {
+		return plan, fmt.Errorf("manifest %s: %w", i.version.Manifest, err)
+	}
+	plan.Resume, plan.Boot = i.manifest.Graph.Starts()
 	for n := range plan.Addresses {
 		a := &plan.Addresses[n]
 		place, offset, ok, err := projections.Pools{}.Place(view, plan.Region, events.PoolID(a.Type), a.Value)
