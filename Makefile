@@ -60,7 +60,7 @@ generate: go ## write the generated files again
 	go generate ./...
 
 go:
-	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl/ (Debian's own package is older)" >&2; exit 1; }
+	@command -v go >/dev/null || { echo "Go 1.26.3 or newer is needed: https://go.dev/dl/ (Debian's own package is older)" >&2; exit 1; }
 
 tools:
 	@missing=; \
