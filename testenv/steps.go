@@ -53,9 +53,19 @@ func (w *World) Create(name, region string, content []byte) string {
 }
 
 func (w *World) create(ctx context.Context, name, region string, content []byte) (string, error) {
-	spec := map[string]any{"name": name, "networks": []any{map[string]any{"name": "lan", "subnet": "10.0.0.0/24"}},
-		"machines": []any{map[string]any{"name": "web", "disks": []any{map[string]any{"name": "root", "bytes": len(content)}},
+	return w.createFrom(ctx, region, w.oneMachine(name, len(content)), content)
+}
+
+// oneMachine describes an environment of one machine, "web", with a public
+// address and one disk.
+func (w *World) oneMachine(name string, bytes int) map[string]any {
+	return map[string]any{"name": name, "networks": []any{map[string]any{"name": "lan", "subnet": "10.0.0.0/24"}},
+		"machines": []any{map[string]any{"name": "web", "memory_mib": guestMemory, "disks": []any{map[string]any{"name": "root", "bytes": bytes}},
 			"interfaces": []any{map[string]any{"network": "lan", "address": "10.0.0.2", "public_address": "auto"}}}}}
+}
+
+// createFrom makes an environment with one disk as it is described.
+func (w *World) createFrom(ctx context.Context, region string, spec map[string]any, content []byte) (string, error) {
 	c := w.Client()
 	var made accepted
 	if err := c.Do(ctx, "POST", "/v1/environments", map[string]any{"region": region, "spec": spec}, &made); err != nil {

@@ -129,6 +129,10 @@ func (w *World) close() {
 	for _, f := range slices.Backward(w.cleanups) {
 		f()
 	}
+	for _, a := range w.Agents { // what outlives an agent
+		guests, networks := a.Processes(w.t)
+		kill(w.t, append(guests, networks...))
+	}
 }
 
 // tell shows what is going on, and how the logs of all processes end.

@@ -260,6 +260,9 @@ func (a *Agent) Run(told context.Context) error {
 		if err := a.startEpoch(ctx); err != nil {
 			return err
 		}
+		if err := a.guests.adopt(ctx); err != nil {
+			return err
+		}
 		close(a.owned)
 		return a.schedule(ctx)
 	})

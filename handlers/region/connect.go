@@ -52,6 +52,8 @@ func (j *job) applyNetwork(ctx context.Context, g graph.Graph) error {
 	if err := j.agent.keepGraph(env, g); err != nil {
 		return err
 	}
+	j.agent.guests.wiring.Lock()
+	defer j.agent.guests.wiring.Unlock()
 	done := j.agent.around(ApplyNetwork)
 	if err := j.agent.guests.networks.Apply(ctx, n); err != nil {
 		return refusedByGuests(err)
@@ -98,7 +100,12 @@ func (j *job) asOfOrder(ctx context.Context, names ...string) (*projections.View
 	return j.agent.feed.AsOf(j.Sequence, names...)
 }
 
+// undoConnect takes back the network of an environment that will not come to be.
+// That of one that is there stays: what was set of its edge is set.
 func (j *job) undoConnect(ctx context.Context) error {
+	if j.Order.Graph == "" {
+		return nil
+	}
 	return j.agent.disconnect(ctx, j.epoch, j.Order.Environment)
 }
 
@@ -107,6 +114,8 @@ func (a *Agent) disconnect(ctx context.Context, epoch int, env events.Environmen
 	if a.guests.networks == nil {
 		return nil
 	}
+	a.guests.wiring.Lock()
+	defer a.guests.wiring.Unlock()
 	done := a.around(RemoveNetwork)
 	if err := a.guests.networks.Remove(ctx, epoch, string(env)); err != nil {
 		return err

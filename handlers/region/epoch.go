@@ -24,6 +24,9 @@ func (a *Agent) startEpoch(ctx context.Context) error {
 		return a.cfg.Commander.Command(ctx, "", events.None, events.KindRegion, "start-epoch", run, regions.StartEpoch{
 			Region: a.cfg.Region, Agent: a.id, Transfer: a.TransferAddress(), HTTP: a.HTTPAddress()})
 	})
+	if r, refused := aggregates.AsRefusal(err); refused {
+		return &Error{Code: r.Code, Text: r.Text, Next: r.Next}
+	}
 	if err != nil {
 		return fmt.Errorf("start an epoch of %s: %w", a.cfg.Region, err)
 	}

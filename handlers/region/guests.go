@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,10 @@ type guests struct {
 	agent    *Agent
 	machines machines.Driver    // nil: the region runs none
 	networks networks.Substrate // nil: the region makes none
+
+	// wiring is held by who changes a network and what is written down of it: a
+	// network that is lost is applied again as it was written down last, or not at all.
+	wiring sync.Mutex
 
 	mu   sync.Mutex
 	busy map[machines.ID]int // in the hands of a job, which reports what becomes of it
@@ -257,6 +262,24 @@ func (g *guests) inventory(ctx context.Context) ([]Effect, error) {
 	return out, nil
 }
 
+// resting begins the owner of what is stored by rest: no order's.
+const resting = "rest-"
+
+// rested lets go of what the end of an agent that was killed in it has stored and
+// not used.
+func (g *guests) rested(ctx context.Context) error {
+	holds, err := g.agent.store.Holds(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range holds {
+		if strings.HasPrefix(h.Owner, resting) {
+			err = errors.Join(err, dropHold(ctx, g.agent, h.Owner))
+		}
+	}
+	return err
+}
+
 // restPatience bounds how long the end of an agent may take for its machines.
 const restPatience = 10 * time.Minute
 
@@ -296,11 +319,7 @@ func (g *guests) restEnvironment(ctx context.Context, env events.EnvironmentID) 
 		}
 	}
 	if len(live) > 0 {
-		owner, err := os.ReadFile(g.agent.environmentPath(env, "order"))
-		if err != nil {
-			return err
-		}
-		if _, err := g.agent.suspendAll(ctx, env, content, live, string(orderOf(owner)), g.epoch(), nil); err != nil {
+		if _, err := g.agent.suspendAll(ctx, env, content, live, resting+string(env), g.epoch(), nil); err != nil {
 			return err
 		}
 		for _, n := range live {

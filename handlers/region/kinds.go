@@ -34,7 +34,7 @@ func kinds() map[events.WorkKind]kind {
 		events.WorkClone:   {do: (*job).clone, undo: (*job).discardAll},
 		events.WorkDiscard: {do: (*job).discard, undo: nothing, ends: true},
 		events.WorkConnect: {do: (*job).connect, undo: (*job).undoConnect, inTurn: true},
-		events.WorkPower:   {do: (*job).power, undo: nothing, inTurn: true},
+		events.WorkPower:   {do: (*job).power, undo: (*job).undoPower, inTurn: true},
 	}
 }
 

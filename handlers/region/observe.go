@@ -23,19 +23,34 @@ import (
 // driver tells is looked at at once, and this finds what nobody told.
 const lookAgain = 30 * time.Second
 
-// run holds the guests to what they should be until the context ends: it serves
-// the disks of those that run already, applies networks that were lost, lets go
-// on what a killed agent left standing still, and reports what machines did by
-// themselves.
+// adopt serves the disks of machines that run already. Nothing else is done with
+// any before: one that waits for its disks does not even stand still when it is
+// told to.
+func (g *guests) adopt(ctx context.Context) error {
+	if g.machines == nil {
+		return nil
+	}
+	switch err := g.machines.Adopt(ctx, g.epoch()); {
+	case machines.CodeOf(err) == machines.StaleEpoch || ctx.Err() != nil:
+		return fmt.Errorf("adopt the machines: %w", err)
+	case err != nil: // the region stores, copies and clones all the same
+		g.agent.cfg.Log.Error("machines that run cannot be taken over", "error", err)
+	}
+	if err := g.rested(ctx); err != nil {
+		g.agent.cfg.Log.Error("what an agent stored when it ended cannot be let go of", "error", err)
+	}
+	return nil
+}
+
+// run holds the guests to what they should be until the context ends: it applies
+// networks that were lost, lets go on what a killed agent left standing still,
+// and reports what machines did by themselves.
 func (g *guests) run(ctx context.Context) error {
 	if g.machines == nil && g.networks == nil {
 		<-ctx.Done()
 		return ctx.Err()
 	}
 	if g.machines != nil {
-		if err := g.machines.Adopt(ctx, g.epoch()); err != nil {
-			return fmt.Errorf("adopt the machines: %w", err)
-		}
 		watching := make(chan error, 1)
 		ctx, cancel := context.WithCancel(ctx)
 		defer func() { cancel(); <-watching }()
@@ -141,6 +156,8 @@ func (g *guests) observePools(ctx context.Context) error {
 
 // observeNetwork applies again a network that was lost.
 func (g *guests) observeNetwork(ctx context.Context, env events.EnvironmentID) error {
+	g.wiring.Lock()
+	defer g.wiring.Unlock()
 	n, ok, err := g.agent.keptNetwork(env)
 	if err != nil || !ok || g.networks == nil {
 		return err

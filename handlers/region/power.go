@@ -57,6 +57,10 @@ func (j *job) power(ctx context.Context) (events.Result, error) {
 			ids = append(ids, machineID(env, n.ID))
 		}
 	}
+	// Of a try that was killed: what it had stored is in use by now, or is stored again.
+	if err := dropHold(ctx, j.agent, string(j.Work)); err != nil {
+		return events.Result{}, ended(err)
+	}
 	if err := j.agent.guests.available(ctx); err != nil {
 		return events.Result{}, p.cannot(ctx, byState, err)
 	}
@@ -371,6 +375,10 @@ func (a *Agent) suspendAll(ctx context.Context, env events.EnvironmentID, g grap
 	}
 	return next, dropHold(ctx, a, owner)
 }
+
+// undoPower leaves the machines as they are, and lets go of what was stored and
+// not used.
+func (j *job) undoPower(ctx context.Context) error { return dropHold(ctx, j.agent, string(j.Work)) }
 
 func dropHold(ctx context.Context, a *Agent, owner string) error {
 	_, err := a.store.Release(ctx, owner)

@@ -19,11 +19,16 @@ import (
 // reconnectPause is how long an agent waits between attempts to reach the bus.
 const reconnectPause = 50 * time.Millisecond
 
+// hostCommand has a region's networks in a process of their own, as in the
+// product: it is not ended at steps, and outlives the agent that is.
+const hostCommand = "region-host"
+
 // Env names the variable with the Dir of a process that Main is to be.
 const Env = "TOMBOLO_TESTENV_FAULTS"
 
 // Main is a process of the program with the steps in it: it understands the
-// parts of `tombolo server` and `tombolo agent run` that package testenv uses.
+// parts of `tombolo server`, `tombolo agent run` and `tombolo region-host` that
+// package testenv uses.
 // A test's TestMain calls it where Env is set, and ends with its exit code.
 func Main(dir Dir, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -44,6 +49,7 @@ func run(ctx context.Context, dir Dir, args []string) error {
 	data := flags.String("data", "", "")
 	enrolment := flags.String("enrolment", "", "")
 	sync := flags.String("sync", "always", "")
+	leave := flags.Bool("leave-running", false, "")
 	flags.StringP("output", "o", "", "")
 	flags.CountP("verbose", "v", "")
 	flags.StringVar(&c.HTTP, "http", "127.0.0.1:0", "")
@@ -57,11 +63,15 @@ func run(ctx context.Context, dir Dir, args []string) error {
 		c.Dir, c.Alone, c.Lazy, c.Log, c.Journal = *data, true, *sync == "lazy", log, dir.Journal
 		return server(ctx, c)
 	}
+	if flags.Arg(0) == hostCommand {
+		return program.HostProcess(ctx, flags.Arg(1), flags.Arg(2), "", log)
+	}
 	var err error
 	if a.Enrolment, err = program.ReadEnrolment(*enrolment); err != nil {
 		return err
 	}
 	a.Dir, a.Log, a.Instrument = *data, log, dir.Agent
+	a.Guests = program.Guests{Accelerator: os.Getenv("TOMBOLO_ACCELERATOR"), LeaveRunning: *leave, Host: []string{os.Args[0], hostCommand}}
 	a.TransferListen, a.HTTPListen = "127.0.0.1:0", "127.0.0.1:0"
 	return agent(ctx, a)
 }

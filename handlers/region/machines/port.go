@@ -184,7 +184,8 @@ type Writer interface {
 	// Errors: machines-unavailable, machine-exists, machine-invalid, memory-short, machine-failed, memory-incompatible. After
 	// an error nothing of it is left.
 	Start(ctx context.Context, s Spec, m *Memory) error
-	// Adopt serves the disks of machines that run already and were started by an agent that is gone, and ends processes of
+	// Adopt is called before any other method that changes something: a machine may wait for its disks, and answers to nothing
+	// meanwhile. It serves the disks of machines that run already and were started by an agent that is gone, and ends processes of
 	// machines that the driver has with another process. A disk that cannot be served is in the error; the others are.
 	Adopt(ctx context.Context, epoch int) error
 	// Continue lets the processors run, Pause stops them: of all the machines as near to the same moment as can be. When

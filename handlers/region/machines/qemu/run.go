@@ -16,6 +16,13 @@ func (d *Driver) Adopt(ctx context.Context, epoch int) error {
 		return err
 	}
 	defer leave()
+	found, err := d.scan()
+	if err != nil {
+		return err
+	}
+	if len(d.known()) == 0 && len(found) == 0 {
+		return nil // also where there is no emulator
+	}
 	h, err := d.available(ctx)
 	if err != nil {
 		return err
@@ -28,8 +35,6 @@ func (d *Driver) Adopt(ctx context.Context, epoch int) error {
 		own[m.record.Process.PID] = true
 		m.mu.Unlock()
 	}
-	found, err := d.scan()
-	errs = append(errs, err)
 	for _, r := range found {
 		if m := d.machine(r.id); m == nil || own[r.PID] {
 			continue
