@@ -20,8 +20,9 @@ const (
 	NetworkUnknown  Code = "network-unknown"  // no such environment, segment or port
 	NetworkInvalid  Code = "network-invalid"  // it contradicts itself; the text says where
 	AddressConflict Code = "address-conflict" // two ports of a segment, or a port and the gateway, have one address
-	DuplicateMAC    Code = "duplicate-mac"    // two ports of a segment have one MAC
+	DuplicateMAC    Code = "duplicate-mac"    // two ports of a segment, or a port and the edge, have one MAC
 	BindFailed      Code = "bind-failed"      // a public address cannot be bound where the region says: taken, or not of this host
+	PlugFailed      Code = "plug-failed"      // no machine listens where a port is plugged in; it is tried again until Unplug
 	Unsupported     Code = "unsupported"      // this substrate cannot do it; Capabilities says so
 	StaleEpoch      Code = "stale-epoch"      // an agent that has lost the region
 )
@@ -163,10 +164,11 @@ type Capabilities struct {
 	Available    bool   `json:"available"`
 	Why          string `json:"why,omitempty"` // not available
 	LoopbackBind bool   `json:"loopback_bind"` // public addresses can be bound to 127.0.0.0/8
-	KeepsClient  bool   `json:"keeps_client"`  // a machine sees the address of who connects from the outside, not the gateway's
+	KeepsClient  bool   `json:"keeps_client"`  // a machine sees the address of who connects from the outside, not the gateway's; never a loopback one
 	Outlives     bool   `json:"outlives"`      // connections through the edge outlive the agent
 	Offloads     bool   `json:"offloads"`      // segments carry frames with offloads (virtio-net header)
 	Parks        bool   `json:"parks"`
+	Echo         bool   `json:"echo"` // machines' ICMP echoes reach the outside; the host may forbid it
 }
 
 // Reader is the part of a substrate that changes nothing. All methods are safe for concurrent use.
@@ -191,7 +193,7 @@ type Writer interface {
 	// Attachment makes ready where the machine is to be plugged in, and says how. Error: network-unknown.
 	Attachment(ctx context.Context, epoch int, p PortID) (Attachment, error)
 	// Plug connects the port to the machine, which is there; it is connected again when the connection breaks and the
-	// machine still listens. Unplug disconnects it. Error: network-unknown.
+	// machine still listens. Unplug disconnects it. Errors: network-unknown, plug-failed.
 	Plug(ctx context.Context, epoch int, p PortID) error
 	Unplug(ctx context.Context, epoch int, p PortID) error
 	// Park keeps frames for the port's MAC, at most ParkedFrames, until Release sends them on to wherever the MAC is then.
