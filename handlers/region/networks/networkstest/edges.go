@@ -1,0 +1,654 @@
+package networkstest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
+)
+
+func edgeCases() []testCase {
+	loopback := func(c networks.Capabilities) bool { return c.LoopbackBind }
+	keeps := func(c networks.Capabilities) bool { return c.LoopbackBind && c.KeepsClient }
+	return []testCase{
+		{name: "TCP to the outside", needs: loopback, run: tcpOut},
+		{name: "TCP from the outside", needs: loopback, run: tcpIn},
+		{name: "a stream that is closed on one side still carries the other", needs: loopback, run: halfClose},
+		{name: "a broken connection is broken on both sides", needs: loopback, run: resets},
+		{name: "100 MB each way", needs: loopback, run: bulk},
+		{name: "many connections", needs: loopback, run: many},
+		{name: "UDP to the outside", needs: loopback, run: udpOut},
+		{name: "UDP from the outside", needs: loopback, run: udpIn},
+		{name: "idle datagrams are forgotten", needs: loopback, options: func(o *Options) { o.UDPIdle = 50 * time.Millisecond }, run: udpIdle},
+		{name: "a pool of ports", needs: loopback, run: portPool},
+		{name: "source ports run out", needs: loopback, run: sourcePorts},
+		{name: "echo of the outside", needs: func(c networks.Capabilities) bool { return c.LoopbackBind && c.Echo }, run: echoOut},
+		{name: "nothing of the host is reachable", needs: loopback, run: hostIsHidden},
+		{name: "environments meet at public addresses only", needs: keeps, run: environmentsMeet},
+		{name: "two routed segments", run: routed},
+		{name: "an isolated segment", needs: loopback, run: isolated},
+	}
+}
+
+// serveTCP listens outside, and hands each connection to serve.
+func (w *world) serveTCP(serve func(net.Conn)) netip.AddrPort {
+	w.t.Helper()
+	l, err := net.Listen("tcp4", netip.AddrPortFrom(w.outside(1), 0).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	accept(w.t, l, serve)
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// accept serves connections until the test ends.
+func accept(t testing.TB, l net.Listener, serve func(net.Conn)) {
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				serve(c)
+			}()
+		}
+	}()
+}
+
+// sayWho writes who has connected, and closes.
+func sayWho(c net.Conn) { fmt.Fprint(c, c.RemoteAddr()) }
+
+// echoBack sends back what comes.
+func echoBack(c net.Conn) { _, _ = io.Copy(c, c) }
+
+// readAll reads until the end, which must come.
+func readAll(t testing.TB, c net.Conn) string {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	b, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// opened is shop with a public address for web, where some ports are open.
+func (w *world) opened(forwards ...networks.Forward) networks.Network {
+	n := shop()
+	n.Edge.Publics = []networks.Public{{
+		Address: w.public(5), Bind: w.bound(5, 0).Addr(), PortOffset: offset, Target: addr("10.0.1.10"), Open: forwards,
+	}}
+	return n
+}
+
+func tcpOut(w *world) {
+	server := w.serveTCP(sayWho)
+	w.apply(w.opened())
+	web, app := w.guest(port("web", 0)), w.guest(port("app", 0))
+	to := w.published(server)
+	from := netip.MustParseAddrPort(readAll(w.t, web.mustDialTCP(to)))
+	if from.Addr() != w.bound(5, 0).Addr() {
+		w.t.Errorf("web comes from %s, not from where its public address is bound, %s", from, w.bound(5, 0).Addr())
+	}
+	if from = netip.MustParseAddrPort(readAll(w.t, app.mustDialTCP(to))); from.Addr() == w.bound(5, 0).Addr() {
+		w.t.Errorf("app comes from the public address of another: %s", from)
+	}
+	// Where nobody listens the machine is told so at once.
+	_, err := web.dialTCP(within(w.t), netip.AddrPortFrom(to.Addr(), 1))
+	if err == nil || !strings.Contains(err.Error(), "refused") {
+		w.t.Errorf("where nobody listens: %v", err)
+	}
+	if e := w.edge("shop"); e.Opened < 2 || e.InBytes == 0 {
+		w.t.Errorf("%+v", e)
+	}
+}
+
+func tcpIn(w *world) {
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80, To: 8080},
+		networks.Forward{Protocol: networks.TCP, Port: 81, To: 8081, Target: addr("10.0.2.10")}))
+	web, db := w.guest(port("web", 0)), w.guest(port("db", 0))
+	accept(w.t, web.listenTCP(8080), func(c net.Conn) { fmt.Fprint(c, "web ", client(w.t, c)) })
+	accept(w.t, db.listenTCP(8081), func(c net.Conn) { fmt.Fprint(c, "db ", client(w.t, c)) })
+	for port, want := range map[uint16]string{80: "web 10.0.1.1", 81: "db 10.0.2.1"} {
+		c, err := net.Dial("tcp4", w.bound(5, port).String())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer c.Close()
+		if got := readAll(w.t, c); got != want {
+			w.t.Errorf("port %d: %q, want %q: a client on the loopback is seen as the gateway", port, got, want)
+		}
+	}
+	// A machine that has nobody there: the connection is broken off.
+	web.boot(prefix("10.0.1.10/24"), addr("10.0.1.1"), 1500)
+	c, err := net.Dial("tcp4", w.bound(5, 80).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		w.t.Errorf("where no machine listens: %v", err)
+	}
+}
+
+func halfClose(w *world) {
+	server := w.serveTCP(func(c net.Conn) { // answers only when all has been said
+		b, _ := io.ReadAll(c)
+		fmt.Fprintf(c, "%d bytes", len(b))
+	})
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}))
+	web := w.guest(port("web", 0))
+	c := web.mustDialTCP(w.published(server))
+	say := bytes.Repeat([]byte("x"), 300000)
+	if _, err := c.Write(say); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		w.t.Fatal(err)
+	}
+	if got := readAll(w.t, c); got != "300000 bytes" {
+		w.t.Errorf("to the outside: %q", got)
+	}
+	accept(w.t, web.listenTCP(80), func(c net.Conn) {
+		b, _ := io.ReadAll(c)
+		fmt.Fprintf(c, "%d bytes", len(b))
+	})
+	in, err := net.Dial("tcp4", w.bound(5, 80).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer in.Close()
+	if _, err := in.Write(say); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := in.(*net.TCPConn).CloseWrite(); err != nil {
+		w.t.Fatal(err)
+	}
+	if got := readAll(w.t, in); got != "300000 bytes" {
+		w.t.Errorf("from the outside: %q", got)
+	}
+}
+
+func resets(w *world) {
+	type read struct{ err error }
+	ends := make(chan read, 1)
+	server := w.serveTCP(func(c net.Conn) {
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(c, b); err != nil {
+			ends <- read{err}
+			return
+		}
+		if string(b) == "break" {
+			_ = c.(*net.TCPConn).SetLinger(0)
+			return
+		}
+		_, err := c.Read(b)
+		ends <- read{err}
+	})
+	w.apply(shop())
+	web := w.guest(port("web", 0))
+	c := web.mustDialTCP(w.published(server))
+	if _, err := c.Write([]byte("break")); err != nil {
+		w.t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
+		w.t.Errorf("the outside breaks off: %v", err)
+	}
+	c = web.mustDialTCP(w.published(server))
+	if _, err := c.Write([]byte("hello")); err != nil {
+		w.t.Fatal(err)
+	}
+	web.abort(c)
+	select {
+	case r := <-ends:
+		if !errors.Is(r.err, syscall.ECONNRESET) {
+			w.t.Errorf("the machine breaks off: %v", r.err)
+		}
+	case <-time.After(patience):
+		w.t.Error("the machine breaks off, and nobody hears")
+	}
+}
+
+func bulk(w *world) {
+	const size = 100 << 20
+	// The sum of what has come is said back; so nothing is lost, doubled or turned around.
+	summing := func(c net.Conn) {
+		h := sha256.New()
+		n, _ := io.Copy(h, c)
+		fmt.Fprintf(c, "%d %x", n, h.Sum(nil))
+	}
+	server := w.serveTCP(summing)
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}))
+	web := w.guest(port("web", 0))
+	accept(w.t, web.listenTCP(80), summing)
+	send := func(c interface {
+		net.Conn
+		CloseWrite() error
+	}) {
+		w.t.Helper()
+		h, random := sha256.New(), rand.NewChaCha8([32]byte{1})
+		start := time.Now()
+		if _, err := io.CopyN(io.MultiWriter(c, h), random, size); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := c.CloseWrite(); err != nil {
+			w.t.Fatal(err)
+		}
+		if got, want := readAll(w.t, c), fmt.Sprintf("%d %x", size, h.Sum(nil)); got != want {
+			w.t.Errorf("%s came, not %s", got, want)
+		}
+		w.t.Logf("%.2f Gbit/s", size*8/float64(time.Since(start).Nanoseconds()))
+	}
+	send(web.mustDialTCP(w.published(server)))
+	in, err := net.Dial("tcp4", w.bound(5, 80).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer in.Close()
+	send(in.(*net.TCPConn))
+}
+
+func many(w *world) {
+	const connections = 500
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}))
+	server := w.serveTCP(echoBack)
+	web := w.guest(port("web", 0))
+	accept(w.t, web.listenTCP(80), echoBack)
+	var all sync.WaitGroup
+	hold, held := make(chan struct{}), make(chan struct{}, 2*connections)
+	talk := func(n int, dial func() (net.Conn, error)) {
+		c, err := dial()
+		if err != nil {
+			w.t.Errorf("connection %d: %v", n, err)
+			held <- struct{}{}
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(2 * patience))
+		say := fmt.Sprintf("number %d", n)
+		got := make([]byte, len(say))
+		for round := range 2 {
+			fmt.Fprint(c, say)
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != say {
+				w.t.Errorf("connection %d: %q, %v", n, got, err)
+			}
+			if round == 0 {
+				held <- struct{}{}
+				<-hold
+			}
+		}
+	}
+	for i := range connections {
+		all.Go(func() {
+			talk(i, func() (net.Conn, error) { return web.dialTCP(within(w.t), w.published(server)) })
+		})
+		all.Go(func() { talk(i, func() (net.Conn, error) { return net.Dial("tcp4", w.bound(5, 80).String()) }) })
+	}
+	for range 2 * connections {
+		<-held
+	}
+	if n := w.edge("shop").Connections; n < 2*connections {
+		w.t.Errorf("%d connections, want %d", n, 2*connections)
+	}
+	close(hold)
+	all.Wait()
+	w.eventually("connections are over", func() bool { return w.edge("shop").Connections == 0 })
+}
+
+// eventually waits for something that the substrate does on its own, and can only be asked for.
+func (w *world) eventually(what string, is func() bool) {
+	w.t.Helper()
+	ctx := within(w.t)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// serveUDP answers each datagram outside with who has sent it and what.
+func (w *world) serveUDP() netip.AddrPort {
+	w.t.Helper()
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.outside(2), 0)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteToUDPAddrPort(fmt.Appendf(nil, "%s said %s", from, buf[:n]), from)
+		}
+	}()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// ask sends a datagram until one is answered: a network may lose some, though these do not lose many.
+func ask(t testing.TB, c net.Conn, say string) string {
+	t.Helper()
+	buf := make([]byte, 1<<16)
+	for range 20 {
+		if _, err := io.WriteString(c, say); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetReadDeadline(time.Now().Add(patience / 20))
+		if n, err := c.Read(buf); err == nil {
+			return string(buf[:n])
+		}
+	}
+	t.Fatal("no datagram is answered")
+	return ""
+}
+
+func udpOut(w *world) {
+	server := w.serveUDP()
+	w.apply(w.opened())
+	web := w.guest(port("web", 0))
+	c := web.dialUDP(w.published(server))
+	for _, say := range []string{"hello", "again", strings.Repeat("long ", 8000)} {
+		from, said, _ := strings.Cut(ask(w.t, c, say), " said ")
+		if said != say || netip.MustParseAddrPort(from).Addr() != w.bound(5, 0).Addr() {
+			w.t.Errorf("%d bytes from %s, want %d from %s", len(said), from, len(say), w.bound(5, 0).Addr())
+		}
+	}
+}
+
+func udpIn(w *world) {
+	w.apply(w.opened(networks.Forward{Protocol: networks.UDP, Port: 53, To: 5353}))
+	web := w.guest(port("web", 0))
+	inside := web.listenUDP(5353)
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := inside.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = inside.WriteTo(fmt.Appendf(nil, "%s said %s", from.(*net.UDPAddr).IP, buf[:n]), from)
+		}
+	}()
+	for i := range 3 {
+		c, err := net.Dial("udp4", w.bound(5, 53).String())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer c.Close()
+		say := strings.Repeat(fmt.Sprint(i), 2000) // in two fragments
+		if got, want := ask(w.t, c, say), "10.0.1.1 said "+say; got != want {
+			w.t.Errorf("%d bytes: %.40s…, want %.40s…", len(got), got, want)
+		}
+	}
+}
+
+func udpIdle(w *world) {
+	server := w.serveUDP()
+	w.apply(w.opened(networks.Forward{Protocol: networks.UDP, Port: 53}))
+	web := w.guest(port("web", 0))
+	out := web.dialUDP(w.published(server))
+	ask(w.t, out, "hello")
+	in, err := net.Dial("udp4", w.bound(5, 53).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer in.Close()
+	fmt.Fprint(in, "nobody answers")
+	w.eventually("flows of datagrams are forgotten", func() bool { return w.edge("shop").Connections == 0 && w.edge("shop").Opened >= 2 })
+	ask(w.t, out, "and again")
+}
+
+func portPool(w *world) {
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 9000, Last: 9004, To: 7000}))
+	web := w.guest(port("web", 0))
+	for i := range uint16(5) {
+		accept(w.t, web.listenTCP(7000+i), func(c net.Conn) { fmt.Fprint(c, 7000+i) })
+		c, err := net.Dial("tcp4", w.bound(5, 9000+i).String())
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer c.Close()
+		if got, want := readAll(w.t, c), fmt.Sprint(7000+i); got != want {
+			w.t.Errorf("port %d leads to %s, want %s", 9000+i, got, want)
+		}
+	}
+	if c, err := net.Dial("tcp4", w.bound(5, 9005).String()); err == nil {
+		c.Close()
+		w.t.Error("a port beyond the pool is open")
+	}
+}
+
+func sourcePorts(w *world) {
+	server := w.serveTCP(func(c net.Conn) {
+		fmt.Fprintln(c, c.RemoteAddr())
+		_, _ = io.Copy(io.Discard, c)
+	})
+	const first, count = 31000, 3
+	n := w.opened()
+	n.Edge.SourcePorts = networks.PortRange{First: first, Last: first + count - 1}
+	w.apply(n)
+	web, app := w.guest(port("web", 0)), w.guest(port("app", 0))
+	to := w.published(server)
+	seen := map[uint16]bool{}
+	line := func(c net.Conn) string {
+		w.t.Helper()
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return strings.TrimSpace(string(buf[:n]))
+	}
+	var held []net.Conn
+	for range count {
+		c := web.mustDialTCP(to)
+		from := netip.MustParseAddrPort(line(c))
+		if from.Port() < first || from.Port() >= first+count || seen[from.Port()] || from.Addr() != w.bound(5, 0).Addr() {
+			w.t.Errorf("a connection comes from %s", from)
+		}
+		seen[from.Port()] = true
+		held = append(held, c)
+	}
+	if _, err := web.dialTCP(within(w.t), to); err == nil {
+		w.t.Error("one more connection than ports")
+	}
+	if e := w.edge("shop"); e.PortsExhausted != 1 {
+		w.t.Errorf("ports were exhausted %d times, want 1", e.PortsExhausted)
+	}
+	line(app.mustDialTCP(to)) // the edge's own ports are others
+	held[0].Close()
+	w.eventually("a port is given back", func() bool {
+		c, err := web.dialTCP(within(w.t), to)
+		if err == nil {
+			w.t.Cleanup(func() { c.Close() })
+		}
+		return err == nil
+	})
+}
+
+func echoOut(w *world) {
+	w.apply(shop())
+	web := w.guest(port("web", 0))
+	if err := web.echo(within(w.t), w.published(netip.AddrPortFrom(w.outside(1), 0)).Addr(), 1000); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// silent says that nothing answers a connection within a moment, or that it is refused.
+func silent(m *Machine, to netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience/20)
+	defer cancel()
+	c, err := m.dialTCP(ctx, to)
+	if err != nil {
+		return nil
+	}
+	c.Close()
+	return fmt.Errorf("%s reached %s", m.id.Machine, to)
+}
+
+func hostIsHidden(w *world) {
+	// A service of the host that listens at all addresses, as many do, and one on the loopback.
+	all, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	accept(w.t, all, sayWho)
+	own, err := net.Listen("tcp4", netip.AddrPortFrom(w.outside(1), 0).String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	accept(w.t, own, sayWho)
+	everywhere, one := all.Addr().(*net.TCPAddr).AddrPort().Port(), own.Addr().(*net.TCPAddr).AddrPort()
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}))
+	web := w.guest(port("web", 0))
+	targets := []netip.Addr{
+		addr("127.0.0.1"), addr("10.0.1.1"), addr("10.0.2.1"), addr("0.0.0.0"), addr("169.254.169.254"), addr("255.255.255.255"),
+		w.bound(5, 0).Addr(), w.public(5), w.public(6), at(outsideNet.Addr(), 3),
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+			targets = append(targets, p.Addr())
+		}
+	}
+	var tries sync.WaitGroup
+	for _, a := range targets {
+		for _, port := range []uint16{everywhere, everywhere - offset} { // a public port is another one on the host
+			tries.Go(func() {
+				if err := silent(web, netip.AddrPortFrom(a, port)); err != nil {
+					w.t.Error(err)
+				}
+			})
+		}
+	}
+	tries.Go(func() {
+		if err := silent(web, one); err != nil {
+			w.t.Error(err)
+		}
+	})
+	tries.Wait()
+	readAll(w.t, web.mustDialTCP(w.published(one))) // but by its public address it is for everybody
+}
+
+func environmentsMeet(w *world) {
+	one := w.opened(networks.Forward{Protocol: networks.TCP, Port: 80})
+	two := shop()
+	two.Environment = "other"
+	two.Edge.Publics = []networks.Public{{Address: w.public(6), Bind: w.bound(6, 0).Addr(), PortOffset: offset, Target: addr("10.0.1.10")}}
+	w.apply(one)
+	w.apply(two)
+	web, other := w.guest(port("web", 0)), w.guest(networks.PortID{Environment: "other", Machine: "web"})
+	plain := w.guest(networks.PortID{Environment: "other", Machine: "app"})
+	accept(w.t, web.listenTCP(80), func(c net.Conn) { fmt.Fprint(c, client(w.t, c)) })
+	to := netip.AddrPortFrom(w.public(5), 80)
+	if got := readAll(w.t, other.mustDialTCP(to)); got != w.public(6).String() {
+		w.t.Errorf("a machine of another environment is seen as %s, not as its public address %s", got, w.public(6))
+	}
+	if got := readAll(w.t, plain.mustDialTCP(to)); got != "10.0.1.1" {
+		w.t.Errorf("a machine without a public address is seen as %s, not as the gateway", got)
+	}
+	if got := readAll(w.t, web.mustDialTCP(to)); got != w.public(5).String() {
+		w.t.Errorf("a machine that visits itself is seen as %s", got)
+	}
+	for _, closed := range []netip.AddrPort{netip.AddrPortFrom(w.public(5), 81), netip.AddrPortFrom(w.public(6), 80), netip.MustParseAddrPort("10.0.2.10:80")} {
+		if err := silent(other, closed); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+func routed(w *world) {
+	n := shop()
+	n.Segments[1].MTU = 1000
+	w.apply(n)
+	web, db := w.guest(port("web", 0)), w.guest(port("db", 0))
+	accept(w.t, db.listenTCP(5432), func(c net.Conn) {
+		b, _ := io.ReadAll(c)
+		fmt.Fprintf(c, "%s said %d bytes", client(w.t, c), len(b))
+	})
+	c := web.mustDialTCP(netip.MustParseAddrPort("10.0.2.10:5432"))
+	if _, err := c.Write(make([]byte, 1<<20)); err != nil {
+		w.t.Fatal(err)
+	}
+	_ = c.CloseWrite()
+	if got := readAll(w.t, c); got != fmt.Sprintf("10.0.1.10 said %d bytes", 1<<20) {
+		w.t.Error(got)
+	}
+	if err := web.echo(within(w.t), addr("10.0.2.10"), 1400); err != nil { // in fragments through the narrower segment
+		w.t.Errorf("echo: %v", err)
+	}
+	listens := db.listenUDP(53)
+	go func() {
+		buf := make([]byte, 1<<16)
+		for {
+			n, from, err := listens.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = listens.WriteTo(buf[:n], from)
+		}
+	}()
+	say := strings.Repeat("datagram ", 500)
+	if got := ask(w.t, web.dialUDP(netip.MustParseAddrPort("10.0.2.10:53")), say); got != say {
+		w.t.Errorf("%d bytes came back of %d", len(got), len(say))
+	}
+	// A packet at the end of its life is not passed on, and its sender told.
+	complaints := web.watch(func(f []byte) bool { return len(f) > 34 && f[23] == 1 && f[34] == byte(header.ICMPv4TimeExceeded) })
+	web.mu.Lock()
+	gatewayMAC, _ := net.ParseMAC(networks.EdgeMAC(addr("10.0.1.1")))
+	web.mu.Unlock()
+	old := frame(gatewayMAC, web.mac, etherIPv4, 14+28, 0)
+	ip := header.IPv4(old[14:])
+	ip.Encode(&header.IPv4Fields{TotalLength: 28, TTL: 1, Protocol: 17, SrcAddr: tcpipAddr("10.0.1.10"), DstAddr: tcpipAddr("10.0.2.10")})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	header.UDP(ip.Payload()).Encode(&header.UDPFields{SrcPort: 33434, DstPort: 33434, Length: 8})
+	web.send(old)
+	complaints.next(w.t)
+}
+
+func isolated(w *world) {
+	server := w.serveTCP(sayWho)
+	w.apply(shop())
+	web, db, front := w.guest(port("web", 1)), w.guest(port("db", 1)), w.guest(port("app", 0))
+	accept(w.t, db.listenTCP(80), sayWho)
+	readAll(w.t, web.mustDialTCP(netip.MustParseAddrPort("10.0.3.11:80"))) // within
+	if err := silent(front, netip.MustParseAddrPort("10.0.3.11:80")); err != nil {
+		w.t.Error(err)
+	}
+	// Also when a machine takes the edge for its gateway.
+	web.boot(prefix("10.0.3.10/24"), w.network("shop").Segments[2].EdgeAddress(), 1500)
+	for _, to := range []netip.AddrPort{w.published(server), netip.MustParseAddrPort("10.0.1.11:80")} {
+		if err := silent(web, to); err != nil {
+			w.t.Error(err)
+		}
+	}
+}
