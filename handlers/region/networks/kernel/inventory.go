@@ -8,12 +8,11 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -21,6 +20,9 @@ import (
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 )
+
+// plugPatience is how long Plug waits for a machine that is said to be there.
+const plugPatience = 10 * time.Second
 
 // List gives the networks that the host shows: what was asked for, as far as the kernel has it, and what the kernel has that
 // nobody remembers.
@@ -69,7 +71,7 @@ func (s *Substrate) Network(ctx context.Context, environment string) (networks.N
 // shown is a network without the segments and ports that the kernel does not have; s.mu is held.
 func (s *Substrate) shown(id string) (networks.Network, error) {
 	n := s.known[id].Network
-	n.Segments = slices.Clone(n.Segments)
+	n.Segments, n.Edge.Publics, n.Edge.Rules = slices.Clone(n.Segments), slices.Clone(n.Edge.Publics), slices.Clone(n.Edge.Rules)
 	links := map[string]netlink.Link{}
 	err := s.placeOf(id).enter(func(_ netns.NsHandle, h *netlink.Handle) error {
 		all, err := list(h)
@@ -122,14 +124,18 @@ func (s *Substrate) Counters(ctx context.Context) ([]networks.Counters, []networ
 				if named, err = readCounters(ctx); err != nil {
 					return err
 				}
-				text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
-				if err != nil {
-					return err
-				}
-				connections, err = strconv.Atoi(strings.TrimSpace(string(text)))
-				return err
+				return nil
 			}); err != nil {
 				return err
+			}
+			flows, err := h.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			if err != nil {
+				return err
+			}
+			for _, f := range flows {
+				if !over(f) {
+					connections++
+				}
 			}
 			edges = append(edges, networks.EdgeCounters{
 				Environment: r.Network.Environment, Connections: uint64(connections),
@@ -196,6 +202,13 @@ func readCounters(ctx context.Context) (map[string]counter, error) {
 		}
 	}
 	return all, nil
+}
+
+// over says that a connection has been closed, and is only remembered for stray packets of it.
+func over(f *netlink.ConntrackFlow) bool {
+	const timeWait, closed = 7, 8 // of nf_conntrack_tcp.h
+	tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return ok && (tcp.State == timeWait || tcp.State == closed)
 }
 
 // cut ends the connections that the network does not allow any more: what they send from now on is refused.
@@ -299,9 +312,33 @@ func (s *Substrate) Attachment(_ context.Context, epoch int, id networks.PortID)
 	return networks.Attachment{Tap: name, Namespace: at.path()}, nil
 }
 
-// Plug connects the port: whoever has its tap open is on the segment. Error: network-unknown.
-func (s *Substrate) Plug(_ context.Context, epoch int, id networks.PortID) error {
-	return s.set(epoch, id, (*netlink.Handle).LinkSetUp)
+// Plug connects the port to the machine that has its tap open, and waits until the segment carries its frames. Errors:
+// network-unknown, plug-failed.
+func (s *Substrate) Plug(ctx context.Context, epoch int, id networks.PortID) error {
+	if err := s.set(epoch, id, (*netlink.Handle).LinkSetUp); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, plugPatience)
+	defer cancel()
+	again := time.NewTicker(2 * time.Millisecond)
+	defer again.Stop()
+	for {
+		up := false
+		err := s.set(epoch, id, func(h *netlink.Handle, l netlink.Link) error {
+			bridge, err := h.LinkByIndex(l.Attrs().MasterIndex)
+			// The segment's own interface comes up with its first port; until then the edge says nothing.
+			up = err == nil && l.Attrs().OperState == netlink.OperUp && bridge.Attrs().OperState == netlink.OperUp
+			return err
+		})
+		if up || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return networks.Wrap(networks.PlugFailed, ctx.Err(), "nobody has the tap of interface %d of %s open", id.Interface, id.Machine)
+		case <-again.C:
+		}
+	}
 }
 
 // Unplug disconnects it. Error: network-unknown.
@@ -325,12 +362,21 @@ func (s *Substrate) set(epoch int, id networks.PortID, do func(*netlink.Handle, 
 	})
 }
 
-// Park cannot be done: nothing in this kernel keeps frames. Error: unsupported.
-func (s *Substrate) Park(context.Context, int, networks.PortID) error {
-	return networks.Errorf(networks.Unsupported, "networks of the kernel keep no frames for a machine that is on its way")
+// Park cannot be done: nothing in the kernel keeps frames. Errors: network-unknown, unsupported.
+func (s *Substrate) Park(_ context.Context, epoch int, id networks.PortID) error {
+	return s.noParking(epoch, id)
 }
 
-// Release cannot be done. Error: unsupported.
-func (s *Substrate) Release(context.Context, int, networks.PortID) error {
+// Release cannot be done. Errors: network-unknown, unsupported.
+func (s *Substrate) Release(_ context.Context, epoch int, id networks.PortID) error {
+	return s.noParking(epoch, id)
+}
+
+func (s *Substrate) noParking(epoch int, id networks.PortID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, _, err := s.port(epoch, id); err != nil {
+		return err
+	}
 	return networks.Errorf(networks.Unsupported, "networks of the kernel keep no frames for a machine that is on its way")
 }

@@ -39,7 +39,10 @@ type Config struct {
 	Pools     []networks.Pool  // where the public addresses of all known regions are bound; see SetPools
 	Resolvers []netip.AddrPort // whom the edges ask for names of the world; nil: those of /etc/resolv.conf
 	UDPIdle   time.Duration    // after which a flow of datagrams is forgotten; 0: a minute
-	Log       *slog.Logger     // nil: none
+	// Routed says that packets to public addresses without a bind reach this host though they are none of its own, because
+	// who sends them has a route here. Otherwise such an address cannot be bound.
+	Routed bool
+	Log    *slog.Logger // nil: none
 }
 
 // Substrate makes networks of the kernel's. All methods are safe for concurrent use.
@@ -187,7 +190,11 @@ func (s *Substrate) Apply(ctx context.Context, n networks.Network) error {
 	}
 	at := s.place(n.Environment)
 	before, existed := s.known[at.id]
-	if err := s.bindable(at, before.Network, n); err != nil {
+	own, err := hostAddresses()
+	if err != nil {
+		return fmt.Errorf("networks: %w", err)
+	}
+	if err := s.bindable(at, before.Network, n, own); err != nil {
 		return err
 	}
 	next := record{Network: n, Link: before.Link}
@@ -224,10 +231,45 @@ func (s *Substrate) make(ctx context.Context, at place, r record) error {
 		return err
 	}
 	s.known[at.id] = r
-	if err := s.wire(ctx, at, r.Network, link); err != nil {
+	own, err := hostAddresses()
+	if err != nil {
 		return err
 	}
-	return cut(at, r.Network)
+	behind := shadowed(r.Network, own)
+	if err := s.wire(ctx, at, behind, link); err != nil {
+		return err
+	}
+	return cut(at, behind)
+}
+
+// hostAddresses are the host's own; all of 127.0.0.0/8 are besides.
+func hostAddresses() (map[netip.Addr]bool, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	own := map[netip.Addr]bool{}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own[p.Addr().Unmap()] = true
+		}
+	}
+	return own, nil
+}
+
+// shadowed is the network as its edge sees it: the host keeps what comes to an address of its own, so a public address that
+// is one has another behind it, which stands for it between host and edge.
+func shadowed(n networks.Network, own map[netip.Addr]bool) networks.Network {
+	n.Edge.Publics = slices.Clone(n.Edge.Publics)
+	for i, p := range n.Edge.Publics {
+		if p.Bound(0).Addr() == p.Address && (own[p.Address] || p.Address.IsLoopback()) {
+			number := hashNumber(p.Address.String())
+			base := shadowNet.Addr().As4()
+			n.Edge.Publics[i].Bind = p.Address
+			n.Edge.Publics[i].Address = netip.AddrFrom4([4]byte{base[0], base[1], byte(number >> 8), byte(number)})
+		}
+	}
+	return n
 }
 
 // unmake takes everything away, and forgets it last.
@@ -250,7 +292,12 @@ func (s *Substrate) Remove(ctx context.Context, epoch int, environment string) e
 }
 
 // bindable says whether the public ports that are new can be bound on the host; s.mu is held.
-func (s *Substrate) bindable(at place, before, n networks.Network) error {
+func (s *Substrate) bindable(at place, before, n networks.Network, own map[netip.Addr]bool) error {
+	for _, p := range n.Edge.Publics {
+		if bind := p.Bound(0).Addr(); !bind.IsLoopback() && !own[bind] && (!s.cfg.Routed || bind != p.Address) {
+			return networks.Errorf(networks.BindFailed, "%s, where %s would be bound, is no address of this host", bind, p.Address)
+		}
+	}
 	type bound struct {
 		protocol networks.Protocol
 		at       netip.AddrPort
@@ -282,7 +329,7 @@ func (s *Substrate) bindable(at place, before, n networks.Network) error {
 		if e, taken := others[b]; taken {
 			return networks.Errorf(networks.BindFailed, "%s port %s is that of environment %s", b.protocol, b.at, e)
 		}
-		if had[b] || !p.Bind.IsValid() || p.Bind == p.Address {
+		if had[b] || !b.at.Addr().IsLoopback() && !own[b.at.Addr()] {
 			return nil // an address that is routed to us is nobody else's; setRoutes makes sure
 		}
 		return try(b.protocol, b.at)

@@ -104,10 +104,21 @@ func leave(line printer, n networks.Network, link netip.Addr) {
 	}
 	line("oifname %q snat to %s", uplink, link)
 	for _, s := range routed(n) {
+		bridge := bridgeName(s.ID)
 		// A machine that reaches a neighbour by a public address must get its answers from there too.
-		line("oifname %q ip saddr %s ct status dnat snat to %s", bridgeName(s.ID), s.Subnet, s.Gateway)
+		for _, p := range n.Edge.Publics {
+			line("oifname %q ip saddr %s ct status dnat snat to %s", bridge, p.Target, p.Address)
+		}
+		line("oifname %q ip saddr %s ct status dnat snat to %s", bridge, s.Subnet, s.Gateway)
+		// No machine can answer these: clients on the host itself, and machines without a public address.
+		line("oifname %q ip saddr { 127.0.0.0/8, %s } snat to %s", bridge, linkNet, s.Gateway)
 	}
 	line("}")
+}
+
+// nobodys are addresses that no machine reaches: of hosts themselves, and such that lead nowhere.
+func nobodys() string {
+	return fmt.Sprintf("{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3, %s }", linkNet)
 }
 
 // input is what the edge answers itself.
@@ -150,6 +161,7 @@ func forward(line printer, n networks.Network) {
 	for _, s := range routed(n) {
 		line("iifname %q ip saddr != %s goto refuse", bridgeName(s.ID), s.Subnet)
 	}
+	line("ip daddr %s goto refuse", nobodys())
 	names := []string{fmt.Sprintf("%q", uplink)}
 	for _, s := range routed(n) {
 		names = append(names, fmt.Sprintf("%q", bridgeName(s.ID)))
@@ -283,20 +295,21 @@ func hostRules(table, veth string, n networks.Network, link netip.Addr, pools []
 	line("table ip %s {", table)
 	line("comment \"%s\"", comment(n.Environment))
 	line("chain bound { }")
-	line("chain spoofed { type filter hook prerouting priority raw; }")
+	line("chain before { type filter hook prerouting priority mangle; }")
 	line("chain enter { type nat hook prerouting priority dstnat; }")
-	line("chain send { type nat hook output priority dstnat; }")
-	line("chain receive { type nat hook input priority srcnat; }")
+	line("chain input { type filter hook input priority filter; }")
+	line("chain send { type nat hook output priority -100; }")
+	line("chain receive { type nat hook input priority 100; }")
 	line("chain leave { type nat hook postrouting priority srcnat; }\n}")
 	line("flush table ip %s\ntable ip %s {", table, table)
 	sources := []string{link.String()}
 	for _, p := range n.Edge.Publics {
 		sources = append(sources, p.Address.String())
 	}
-	// The pair is allowed to carry what the host translates to and from its loopback addresses; nobody may use that but we.
-	line("chain spoofed {")
+	// The pair carries packets from and to loopback addresses of the host, which nobody else may send.
+	line("chain before {")
 	line("iifname %q ip saddr != { %s } drop", veth, strings.Join(sources, ", "))
-	line("iifname %q ip daddr { 127.0.0.0/8, %s } drop\n}", veth, linkNet)
+	line("iifname %q ct direction original ip daddr %s drop\n}", veth, nobodys())
 	line("chain bound {")
 	for _, protocol := range []networks.Protocol{networks.TCP, networks.UDP} {
 		if pairs := boundPairs(n, protocol); len(pairs) > 0 {
@@ -312,9 +325,16 @@ func hostRules(table, veth string, n networks.Network, link netip.Addr, pools []
 		}
 	}
 	if len(maps) > 0 {
-		// Public addresses that no environment of this host's kernel has are bound by somebody in user space.
+		// Public addresses that no environment in this kernel has are bound by somebody in user space.
 		line("iifname %q fib daddr oifname != %q dnat ip prefix to ip daddr map { %s }", veth, vethPrefix+"*", strings.Join(maps, ", "))
 	}
+	// The host itself is not to be reached, but what it has bound to a public address by name.
+	line("}\nchain input {")
+	line("iifname != %q return", veth)
+	line("ct state established,related accept")
+	line("ct status dnat socket wildcard 0 accept")
+	line("ct status dnat icmp type echo-request accept")
+	line("meta l4proto tcp reject with tcp reset\nreject with icmp admin-prohibited")
 	line("}\nchain send {\njump bound\n}")
 	line("chain receive {")
 	for _, p := range n.Edge.Publics {
@@ -323,7 +343,6 @@ func hostRules(table, veth string, n networks.Network, link netip.Addr, pools []
 		}
 	}
 	line("}\nchain leave {")
-	line("oifname %q ip saddr 127.0.0.0/8 snat to %s", veth, hostLink)
 	line("iifname != %q return", veth)
 	line("oifname %q return", vethPrefix+"*")
 	for _, p := range n.Edge.Publics {

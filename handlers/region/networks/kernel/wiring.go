@@ -24,6 +24,8 @@ import (
 var (
 	linkNet  = netip.MustParsePrefix("100.127.0.0/16")
 	hostLink = netip.MustParseAddr("100.127.0.1") // the host's, the same towards all
+	// What stands for public addresses that are the host's own.
+	shadowNet = netip.MustParsePrefix("100.126.0.0/16")
 )
 
 const (
@@ -92,18 +94,20 @@ func (s *Substrate) wire(ctx context.Context, at place, n networks.Network, link
 func (s *Substrate) settings() []string {
 	return []string{
 		"ipv4/ip_forward 1",
+		"ipv4/conf/all/route_localnet 1", // for clients on the host's loopback; rules see to it that nobody else uses it
 		"ipv4/conf/all/arp_ignore 1", "ipv4/conf/all/arp_announce 2",
 		"ipv4/conf/all/rp_filter 0", "ipv4/conf/default/rp_filter 0",
 		"ipv4/conf/all/send_redirects 0", "ipv4/conf/default/send_redirects 0",
 		"ipv6/conf/all/disable_ipv6 1", "ipv6/conf/default/disable_ipv6 1",
-		"netfilter/nf_conntrack_tcp_loose 0",
+		"netfilter/nf_conntrack_tcp_loose 0", "netfilter/nf_conntrack_tcp_timeout_time_wait 10",
 		fmt.Sprintf("netfilter/nf_conntrack_udp_timeout %d", max(1, int(s.cfg.UDPIdle.Seconds()))),
 		fmt.Sprintf("netfilter/nf_conntrack_udp_timeout_stream %d", max(1, int(s.cfg.UDPIdle.Seconds()))),
 		"bridge/bridge-nf-call-iptables 0", "bridge/bridge-nf-call-ip6tables 0", "bridge/bridge-nf-call-arptables 0",
 	}
 }
 
-// uplink makes the pair between host and namespace, with the addresses and routes that belong to it.
+// uplink makes the pair between host and namespace, with the addresses and routes that belong to it. The namespace's own
+// loopback stays down: loopback addresses there are the host's.
 func (s *Substrate) uplink(at place, ns netns.NsHandle, inner *netlink.Handle, n networks.Network, link netip.Addr) error {
 	host, err := netlink.LinkByName(at.veth)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -132,17 +136,12 @@ func (s *Substrate) uplink(at place, ns netns.NsHandle, inner *netlink.Handle, n
 	}
 	if err := errors.Join(
 		netlink.LinkSetAlias(host, alias(n.Environment)), inner.LinkSetAlias(up, alias(n.Environment)),
-		sysctl(conf+"forwarding 1", conf+"route_localnet 1", conf+"rp_filter 0", "ipv6/conf/"+at.veth+"/disable_ipv6 1"),
+		sysctl(conf+"forwarding 1", conf+"route_localnet 1", conf+"rp_filter 0", conf+"arp_announce 2", "ipv6/conf/"+at.veth+"/disable_ipv6 1"),
 		setAddresses(&netlink.Handle{}, host, []netip.Prefix{netip.PrefixFrom(hostLink, 32)}),
 		setAddresses(inner, up, addresses),
 		netlink.LinkSetUp(host), inner.LinkSetUp(up),
 	); err != nil {
 		return err
-	}
-	if lo, err := inner.LinkByName("lo"); err == nil {
-		if err := inner.LinkSetUp(lo); err != nil {
-			return err
-		}
 	}
 	if err := setRoutes(host, addresses); err != nil {
 		return err
