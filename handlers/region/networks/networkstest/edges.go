@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
@@ -603,7 +604,7 @@ func routed(w *world) {
 	if got := readAll(w.t, c); got != fmt.Sprintf("10.0.1.10 said %d bytes", 1<<20) {
 		w.t.Error(got)
 	}
-	if err := web.echo(within(w.t), addr("10.0.2.10"), 1400); err != nil { // in fragments through the narrower segment
+	if err := web.echo(within(w.t), addr("10.0.2.10"), 900); err != nil {
 		w.t.Errorf("echo: %v", err)
 	}
 	listens := db.listenUDP(53)
@@ -617,22 +618,64 @@ func routed(w *world) {
 			_, _ = listens.WriteTo(buf[:n], from)
 		}
 	}()
-	say := strings.Repeat("datagram ", 500)
+	say := strings.Repeat("datagram ", 100)
 	if got := ask(w.t, web.dialUDP(netip.MustParseAddrPort("10.0.2.10:53")), say); got != say {
 		w.t.Errorf("%d bytes came back of %d", len(got), len(say))
 	}
+	// What is too long for the narrower segment goes on in fragments, also where it comes in fragments; unless it may not.
+	large := echoFrame(web.mac, "10.0.1.10", "10.0.2.10", 1400, 64, 0)
+	answers := web.watch(icmpOf(header.ICMPv4EchoReply))
+	web.send(large)
+	answers.next(w.t)
+	first, rest := bytes.Clone(large[:14+20+1208]), append(bytes.Clone(large[:14+20]), large[14+20+1208:]...)
+	for i, f := range [][]byte{first, rest} {
+		ip := header.IPv4(f[14:])
+		ip.SetID(77)
+		ip.SetTotalLength(uint16(len(ip)))
+		ip.SetFlagsFragmentOffset([]uint8{header.IPv4FlagMoreFragments, 0}[i], uint16(i*1208))
+		ip.SetChecksum(0)
+		ip.SetChecksum(^ip.CalculateChecksum())
+	}
+	web.send(first, rest)
+	answers.next(w.t)
+	told := web.watch(icmpOf(header.ICMPv4DstUnreachable))
+	web.send(echoFrame(web.mac, "10.0.1.10", "10.0.2.10", 1400, 64, header.IPv4FlagDontFragment))
+	if about := header.ICMPv4(told.next(w.t)[34:]); about.Code() != header.ICMPv4FragmentationNeeded || about.MTU() != 1000 {
+		w.t.Errorf("told of a too long packet by code %d and an MTU of %d", about.Code(), about.MTU())
+	}
 	// A packet at the end of its life is not passed on, and its sender told.
-	complaints := web.watch(func(f []byte) bool { return len(f) > 34 && f[23] == 1 && f[34] == byte(header.ICMPv4TimeExceeded) })
-	web.mu.Lock()
-	gatewayMAC, _ := net.ParseMAC(networks.EdgeMAC(addr("10.0.1.1")))
-	web.mu.Unlock()
-	old := frame(gatewayMAC, web.mac, etherIPv4, 14+28, 0)
-	ip := header.IPv4(old[14:])
-	ip.Encode(&header.IPv4Fields{TotalLength: 28, TTL: 1, Protocol: 17, SrcAddr: tcpipAddr("10.0.1.10"), DstAddr: tcpipAddr("10.0.2.10")})
-	ip.SetChecksum(^ip.CalculateChecksum())
-	header.UDP(ip.Payload()).Encode(&header.UDPFields{SrcPort: 33434, DstPort: 33434, Length: 8})
-	web.send(old)
+	complaints := web.watch(icmpOf(header.ICMPv4TimeExceeded))
+	web.send(echoFrame(web.mac, "10.0.1.10", "10.0.2.10", 56, 1, 0))
 	complaints.next(w.t)
+}
+
+// icmpOf matches ICMP of one type, of the first fragment.
+func icmpOf(t header.ICMPv4Type) func([]byte) bool {
+	return func(f []byte) bool {
+		return ofType(etherIPv4)(f) && len(f) > 42 && f[23] == 1 && header.IPv4(f[14:]).FragmentOffset() == 0 && f[34] == byte(t)
+	}
+}
+
+// echoFrame is an echo to another segment, as a guest's own stack would not write it.
+func echoFrame(mac net.HardwareAddr, from, to string, size int, ttl, flags uint8) []byte {
+	gateway := addr(from).As4()
+	gateway[3] = 1
+	edge, err := net.ParseMAC(networks.EdgeMAC(netip.AddrFrom4(gateway)))
+	if err != nil {
+		panic(err) // EdgeMAC writes MACs
+	}
+	f := frame(edge, mac, etherIPv4, 14+20+8+size, 0)
+	ip := header.IPv4(f[14:])
+	ip.Encode(&header.IPv4Fields{
+		TotalLength: uint16(len(ip)), ID: 7, TTL: ttl, Protocol: 1, Flags: flags, SrcAddr: tcpipAddr(from), DstAddr: tcpipAddr(to),
+	})
+	ip.SetChecksum(^ip.CalculateChecksum())
+	echo := header.ICMPv4(ip.Payload())
+	echo.SetType(header.ICMPv4Echo)
+	echo.SetCode(0)
+	echo.SetChecksum(0)
+	echo.SetChecksum(^checksum.Checksum(echo, 0))
+	return f
 }
 
 func isolated(w *world) {

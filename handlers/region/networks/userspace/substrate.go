@@ -292,27 +292,28 @@ func (s *Substrate) Remove(_ context.Context, epoch int, name string) error {
 	}
 	if e := s.environments[name]; e != nil {
 		delete(s.environments, name)
-		s.remove(e)
+		if e.edge != nil {
+			e.edge.Close()
+		}
+		for _, p := range e.ports {
+			s.discard(p)
+		}
 	}
 	return nil
 }
 
-func (s *Substrate) remove(e *environment) {
-	if e.edge != nil {
-		e.edge.Close()
-	}
-	for _, p := range e.ports {
-		s.discard(p)
-	}
-}
-
-// Close takes all networks away: they do not outlive it.
+// Close ends all networks: they do not outlive it. Machines are left to listen for the next one.
 func (s *Substrate) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
 	for _, e := range s.environments {
-		s.remove(e)
+		if e.edge != nil {
+			e.edge.Close()
+		}
+		for _, p := range e.ports {
+			p.Close()
+		}
 	}
 	clear(s.environments)
 	return nil

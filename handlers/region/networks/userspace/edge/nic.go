@@ -250,8 +250,10 @@ func (n *nic) inputIPv4(p *inbound) {
 			n.link.inject(ipv4.ProtocolNumber, p.ip)
 		}
 	case n.segment.Subnet.Contains(p.to), p.to.IsMulticast(), p.to == limitedBroadcast:
-	case !n.segment.Routed():
+	case !n.segment.Routed(), other == nil && v.owns(p.to):
 		n.edge.counts.Refused.Add(1)
+	case other != nil && p.to == other.addr && p.icmp(header.ICMPv4Echo):
+		n.answer(p) // the stack answers for the address of this interface only
 	case other != nil:
 		n.route(v, p, other)
 	default:

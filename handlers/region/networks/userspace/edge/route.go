@@ -81,7 +81,8 @@ func (n *nic) forward(p *inbound, to *nic) {
 		n.complain(p, header.ICMPv4TimeExceeded, header.ICMPv4TTLExceeded, 0)
 		return
 	}
-	if mtu := to.segment.MTUOr(); len(p.ip) > mtu && p.ip.Flags()&header.IPv4FlagDontFragment != 0 {
+	mtu := to.segment.MTUOr()
+	if len(p.ip) > mtu && p.ip.Flags()&header.IPv4FlagDontFragment != 0 {
 		n.complain(p, header.ICMPv4DstUnreachable, header.ICMPv4FragmentationNeeded, uint16(mtu))
 		return
 	}
@@ -91,14 +92,37 @@ func (n *nic) forward(p *inbound, to *nic) {
 		return // the segment has just gone
 	}
 	defer r.Release()
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
-		ReserveHeaderBytes: int(r.MaxHeaderLength()), Payload: buffer.MakeWithData(p.ip), IsForwardedPacket: true,
-	})
-	defer pkt.DecRef()
-	if head, ok := pkt.Data().PullUp(header.IPv4MinimumSize); ok {
-		header.IPv4(head).SetTTL(p.ip.TTL() - 1)
+	for _, part := range fragments(p.ip, mtu) {
+		part.SetTTL(p.ip.TTL() - 1) // the stack writes the checksum
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{
+			ReserveHeaderBytes: int(r.MaxHeaderLength()), Payload: buffer.MakeWithData(part), IsForwardedPacket: true,
+		})
 		_ = r.WriteHeaderIncludedPacket(pkt) // a packet that is lost is lost
+		pkt.DecRef()
 	}
+}
+
+// fragments copies a packet in parts that fit (RFC 791, 3.2); it may be a fragment itself. Options are in every part: none
+// that is in use today may not be.
+func fragments(ip header.IPv4, mtu int) []header.IPv4 {
+	head := int(ip.HeaderLength())
+	step := len(ip) - head
+	if len(ip) > mtu {
+		step = (mtu - head) &^ 7
+	}
+	var out []header.IPv4
+	for at := head; at < len(ip) || len(out) == 0; at += step {
+		end := min(at+step, len(ip))
+		part := header.IPv4(append(bytes.Clone(ip[:head]), ip[at:end]...))
+		flags := ip.Flags()
+		if end < len(ip) {
+			flags |= header.IPv4FlagMoreFragments
+		}
+		part.SetFlagsFragmentOffset(flags, ip.FragmentOffset()+uint16(at-head))
+		part.SetTotalLength(uint16(len(part)))
+		out = append(out, part)
+	}
+	return out
 }
 
 // complain tells a packet's sender by ICMP why it goes no further.
@@ -114,6 +138,15 @@ func (n *nic) complain(p *inbound, t header.ICMPv4Type, code header.ICMPv4Code, 
 	copy(message[header.ICMPv4MinimumSize:], quote)
 	message.SetChecksum(^checksum.Checksum(message, 0))
 	n.packet(p.frame[6:12], n.addr, p.from, protocolICMP, message)
+}
+
+// answer answers an echo.
+func (n *nic) answer(p *inbound) {
+	echo := header.ICMPv4(bytes.Clone(p.payload))
+	echo.SetType(header.ICMPv4EchoReply)
+	echo.SetChecksum(0)
+	echo.SetChecksum(^checksum.Checksum(echo, 0))
+	n.packet(p.frame[6:12], p.to, p.from, protocolICMP, echo)
 }
 
 // packet sends one that was made without the stack to where a frame came from.

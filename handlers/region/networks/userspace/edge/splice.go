@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -142,7 +143,7 @@ func (e *Edge) splice(ctx context.Context, in inside, conn *net.TCPConn) {
 	out, err := newOutside(conn)
 	if err != nil {
 		in.ep.Abort()
-		conn.Close()
+		refuse(conn)
 		return
 	}
 	var broken atomic.Bool
@@ -178,14 +179,17 @@ func (e *Edge) splice(ctx context.Context, in inside, conn *net.TCPConn) {
 			break
 		}
 		if end {
+			if tcp.EndpointState(in.ep.State()) == tcp.StateError { // broken off, and somebody has read the error
+				abort()
+				break
+			}
 			_ = conn.CloseWrite()
 			break
 		}
 	}
 	both.Wait()
 	if broken.Load() || ctx.Err() != nil {
-		_ = conn.SetLinger(0)
-		conn.Close()
+		refuse(conn)
 		in.ep.Abort()
 		return
 	}

@@ -57,8 +57,8 @@ func (e *Edge) tcpFromInside(r *tcp.ForwarderRequest) {
 	defer give()
 	var queue waiter.Queue
 	ep, failed := r.CreateEndpoint(&queue)
-	if failed != nil {
-		conn.Close()
+	if failed != nil { // the machine has broken off
+		refuse(conn.(*net.TCPConn))
 		r.Complete(true)
 		return
 	}
@@ -80,23 +80,25 @@ func keepAlive(ep tcpip.Endpoint) {
 // tcpFromOutside connects what came in at a public port to the machine.
 func (e *Edge) tcpFromOutside(l *listener, conn *net.TCPConn) {
 	client := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-	refuse := func() {
-		_ = conn.SetLinger(0)
-		conn.Close()
-	}
 	f, n := e.incoming(l, client)
 	if f == nil {
-		refuse()
+		refuse(conn)
 		return
 	}
 	defer e.done(f)
 	in, err := e.connect(f, n, e.seenAs(n, client))
 	if err != nil {
-		refuse()
+		refuse(conn)
 		return
 	}
 	keepAlive(in.ep)
 	e.splice(f.ctx, in, conn)
+}
+
+// refuse breaks a connection of the host off.
+func refuse(conn *net.TCPConn) {
+	_ = conn.SetLinger(0)
+	conn.Close()
 }
 
 // incoming is a flow from the outside, and the interface that it goes on at; nil: refused.
