@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
+	"github.com/tombolo-vdc/tombolo/handlers/region/networks/services"
 )
 
 // Config is what a substrate needs.
@@ -54,11 +55,13 @@ type Substrate struct {
 	epochFile string
 	why       error // it cannot work here
 
-	mu     sync.Mutex
-	epoch  int
-	closed bool
-	pools  []networks.Pool
-	known  map[string]record // by id of place
+	mu        sync.Mutex
+	epoch     int
+	closed    bool
+	pools     []networks.Pool
+	known     map[string]record // by id of place
+	servings  map[string]*serving
+	resolvers func() []netip.AddrPort
 }
 
 var _ networks.Substrate = (*Substrate)(nil)
@@ -76,7 +79,11 @@ func New(c Config) (*Substrate, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Substrate{cfg: c, dir: dir, prefix: "tombolo-" + hash(8, dir) + "-", records: records{filepath.Join(dir, "networks")},
-		epochFile: filepath.Join(dir, "epoch"), pools: slices.Clone(c.Pools)}
+		epochFile: filepath.Join(dir, "epoch"), pools: slices.Clone(c.Pools), servings: map[string]*serving{},
+		resolvers: func() []netip.AddrPort { return c.Resolvers }}
+	if c.Resolvers == nil {
+		s.resolvers = func() []netip.AddrPort { return services.HostResolvers("/etc/resolv.conf") }
+	}
 	if err := os.MkdirAll(s.records.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
@@ -86,7 +93,15 @@ func New(c Config) (*Substrate, error) {
 	if s.known, err = s.records.all(); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
-	s.why = s.probe()
+	if s.why = s.probe(); s.why != nil {
+		return s, nil
+	}
+	for id, r := range s.known {
+		// What the kernel still has is answered for again; what it has lost waits for Apply.
+		if err := s.serve(s.placeOf(id), r.Network); err != nil {
+			c.Log.Warn("a network of before is not whole", "environment", r.Network.Environment, "err", err)
+		}
+	}
 	return s, nil
 }
 
@@ -239,7 +254,7 @@ func (s *Substrate) make(ctx context.Context, at place, r record) error {
 	if err := s.wire(ctx, at, behind, link); err != nil {
 		return err
 	}
-	return cut(at, behind)
+	return errors.Join(s.serve(at, r.Network), cut(at, behind))
 }
 
 // hostAddresses are the host's own; all of 127.0.0.0/8 are besides.
@@ -274,6 +289,7 @@ func shadowed(n networks.Network, own map[netip.Addr]bool) networks.Network {
 
 // unmake takes everything away, and forgets it last.
 func (s *Substrate) unmake(ctx context.Context, at place) error {
+	s.silence(at.id)
 	if err := s.unwire(ctx, at); err != nil {
 		return err
 	}
@@ -385,10 +401,13 @@ func hashNumber(id string) int {
 	return n
 }
 
-// Close leaves the networks as they are.
+// Close leaves the networks as they are, without DHCP and DNS until they are opened again.
 func (s *Substrate) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	for id := range s.servings {
+		s.silence(id)
+	}
 	return nil
 }

@@ -141,7 +141,7 @@ func input(line printer, n networks.Network) {
 		}
 		line("iifname %q ip daddr { %s } icmp type echo-request accept", bridge, strings.Join(reach, ", "))
 		if s.DHCP {
-			line("iifname %q udp sport 68 udp dport 67 accept", bridge)
+			line("iifname %q udp dport 67 drop", bridge) // a packet socket has heard it already
 		}
 		if s.DNS {
 			line("iifname %q ip daddr %s meta l4proto { tcp, udp } th dport 53 accept", bridge, at)
@@ -266,7 +266,8 @@ func routed(n networks.Network) []networks.Segment {
 	return slices.DeleteFunc(slices.Clone(n.Segments), func(s networks.Segment) bool { return !s.Routed() })
 }
 
-// portRules drop what a machine sends in another's name, and count it.
+// portRules drop what a machine sends in the name of another or of the edge, and count it. A MAC that nobody has is a
+// machine within the machine.
 func portRules(n networks.Network) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -279,8 +280,19 @@ func portRules(n networks.Network) string {
 	line("chain enter { type filter hook prerouting priority filter; }\n}")
 	line("flush table bridge %s\ntable bridge %s {\nchain enter {", portTable, portTable)
 	for _, s := range n.Segments {
+		var all []string
+		if edge := s.EdgeAddress(); edge.IsValid() {
+			all = append(all, networks.EdgeMAC(edge))
+		}
 		for _, p := range s.Ports {
-			line("iifname %[1]q ether saddr != %[2]s counter name %[1]s drop", tapName(p), networks.CanonicalMAC(p.MAC))
+			all = append(all, networks.CanonicalMAC(p.MAC))
+		}
+		for _, p := range s.Ports {
+			mac := networks.CanonicalMAC(p.MAC)
+			others := slices.DeleteFunc(slices.Clone(all), func(o string) bool { return o == mac })
+			if len(others) > 0 {
+				line("iifname %[1]q ether saddr { %[2]s } counter name %[1]s drop", tapName(p), strings.Join(others, ", "))
+			}
 		}
 	}
 	line("}\n}")

@@ -99,7 +99,7 @@ func (s *Substrate) settings() []string {
 		"ipv4/conf/all/rp_filter 0", "ipv4/conf/default/rp_filter 0",
 		"ipv4/conf/all/send_redirects 0", "ipv4/conf/default/send_redirects 0",
 		"ipv6/conf/all/disable_ipv6 1", "ipv6/conf/default/disable_ipv6 1",
-		"netfilter/nf_conntrack_tcp_loose 0", "netfilter/nf_conntrack_tcp_timeout_time_wait 10",
+		"netfilter/nf_conntrack_tcp_loose 0", "netfilter/nf_conntrack_tcp_timeout_time_wait 2",
 		fmt.Sprintf("netfilter/nf_conntrack_udp_timeout %d", max(1, int(s.cfg.UDPIdle.Seconds()))),
 		fmt.Sprintf("netfilter/nf_conntrack_udp_timeout_stream %d", max(1, int(s.cfg.UDPIdle.Seconds()))),
 		"bridge/bridge-nf-call-iptables 0", "bridge/bridge-nf-call-ip6tables 0", "bridge/bridge-nf-call-arptables 0",
