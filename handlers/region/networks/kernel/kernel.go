@@ -159,9 +159,6 @@ func (s *Substrate) SetPools(pools []networks.Pool) {
 	s.pools = slices.Clone(pools)
 }
 
-// poolList is asked with s.mu held.
-func (s *Substrate) poolList() []networks.Pool { return s.pools }
-
 // Capabilities are those of this host.
 func (s *Substrate) Capabilities(context.Context) (networks.Capabilities, error) {
 	c := networks.Capabilities{Name: "kernel"}

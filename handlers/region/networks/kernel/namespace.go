@@ -91,9 +91,11 @@ func sysctl(settings ...string) error {
 	return nil
 }
 
-// nft has the program apply rules, all or none, in the namespace that the thread is in.
+// nft has the program apply rules, all or none, in the namespace that the thread is in. The thread must be one of its own:
+// the program ends with it, so that nothing changes the host after this process was killed.
 func nft(ctx context.Context, rules string) error {
 	c := exec.CommandContext(ctx, "nft", "-f", "-")
+	c.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	c.Stdin = strings.NewReader(rules)
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))

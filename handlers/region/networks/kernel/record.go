@@ -54,8 +54,10 @@ func (r records) write(id string, one record) error {
 }
 
 func (r records) forget(id string) error {
-	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, path := range []string{r.path(id) + next, r.path(id)} { // the first is of a process that was killed while it wrote
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return syncDir(r.dir)
 }
@@ -76,10 +78,12 @@ func readEpoch(path string) (int, error) {
 	return n, nil
 }
 
+// next ends the name of a file that is not yet written.
+const next = ".next"
+
 // replace writes a file, which after a cut of the power is the old one or the new one.
 func replace(path string, data []byte) error {
-	next := path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -87,7 +91,7 @@ func replace(path string, data []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(next, path); err != nil {
+	if err := os.Rename(path+next, path); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))

@@ -310,6 +310,7 @@ func hostRules(table, veth string, n networks.Network, link netip.Addr, pools []
 	line("chain before { type filter hook prerouting priority mangle; }")
 	line("chain enter { type nat hook prerouting priority dstnat; }")
 	line("chain input { type filter hook input priority filter; }")
+	line("chain forward { type filter hook forward priority filter; }")
 	line("chain send { type nat hook output priority -100; }")
 	line("chain receive { type nat hook input priority 100; }")
 	line("chain leave { type nat hook postrouting priority srcnat; }\n}")
@@ -347,6 +348,15 @@ func hostRules(table, veth string, n networks.Network, link netip.Addr, pools []
 	line("ct status dnat socket wildcard 0 accept")
 	line("ct status dnat icmp type echo-request accept")
 	line("meta l4proto tcp reject with tcp reset\nreject with icmp admin-prohibited")
+	line("}\nchain forward {")
+	if len(pools) > 0 {
+		var publics []netip.Prefix
+		for _, p := range pools {
+			publics = append(publics, p.Public)
+		}
+		// A public address that nobody has is nobody's, and no matter of the host's own routes.
+		line("iifname %q oifname != %q ip daddr { %s } reject with icmp admin-prohibited", veth, vethPrefix+"*", join(disjoint(publics)))
+	}
 	line("}\nchain send {\njump bound\n}")
 	line("chain receive {")
 	for _, p := range n.Edge.Publics {

@@ -78,7 +78,7 @@ func (s *Substrate) wire(ctx context.Context, at place, n networks.Network, link
 	if err := inside(ns, func() error { return nft(ctx, edgeRules(n, link)+portRules(n)) }); err != nil {
 		return err
 	}
-	if err := nft(ctx, hostRules(at.table, at.veth, n, link, s.poolList())); err != nil {
+	if err := onThread(func() error { return nft(ctx, hostRules(at.table, at.veth, n, link, s.pools)) }); err != nil {
 		return err
 	}
 	for _, segment := range n.Segments {
@@ -339,7 +339,9 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 // unwire takes everything of a place away, whatever of it is there.
 func (s *Substrate) unwire(ctx context.Context, at place) error {
 	// Also where the table is not there: `delete` alone would fail then.
-	if err := nft(ctx, fmt.Sprintf("table ip %[1]s { }\ndelete table ip %[1]s\n", at.table)); err != nil {
+	if err := onThread(func() error {
+		return nft(ctx, fmt.Sprintf("table ip %[1]s { }\ndelete table ip %[1]s\n", at.table))
+	}); err != nil {
 		return err
 	}
 	if err := deleteLink(&netlink.Handle{}, at.veth); err != nil {
