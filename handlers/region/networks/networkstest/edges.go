@@ -137,15 +137,15 @@ func tcpIn(w *world) {
 			w.t.Errorf("port %d: %q, want %q: a client on the loopback is seen as the gateway", port, got, want)
 		}
 	}
-	// A machine that has nobody there: the connection is broken off.
+	// A machine that has nobody there: the connection is broken off, if it comes to be at all.
 	web.boot(prefix("10.0.1.10/24"), addr("10.0.1.1"), 1500)
 	c, err := net.Dial("tcp4", w.bound(5, 80).String())
-	if err != nil {
-		w.t.Fatal(err)
+	if err == nil {
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		_, err = c.Read(make([]byte, 1))
 	}
-	defer c.Close()
-	_ = c.SetReadDeadline(time.Now().Add(patience))
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
 		w.t.Errorf("where no machine listens: %v", err)
 	}
 }

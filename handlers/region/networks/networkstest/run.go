@@ -59,7 +59,7 @@ func cases() []testCase {
 
 // world is one substrate, with names and addresses of its own.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	harness Harness
 	options Options
 	sub     networks.Substrate
@@ -80,7 +80,7 @@ const resolverPort = 20053
 // offset is what is added to public ports, so that none needs a privilege.
 const offset = 20000
 
-func newWorld(t *testing.T, h Harness) *world {
+func newWorld(t testing.TB, h Harness) *world {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", t.Name(), os.Getpid()))
 	w := &world{t: t, harness: h, epoch: 1}
 	w.bind = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 64 + sum[0]%64, sum[1], 0}), 24)

@@ -37,8 +37,8 @@ type Config struct {
 
 // The bounds of one edge.
 const (
-	maxFlows    = 16384 // connections to and from the outside
-	maxOpening  = 1024  // TCP connections of machines that are being opened
+	maxFlows    = 4096 // connections to and from the outside
+	maxOpening  = 1024 // TCP connections of machines that are being opened
 	tcpTimeWait = 5 * time.Second
 	dialTimeout = 20 * time.Second
 )
@@ -268,6 +268,7 @@ func (e *Edge) Close() {
 	e.end()
 	nothing := &Change{edge: e, next: networks.Network{Environment: e.environment}}
 	_ = nothing.Commit(nil) // removes only, which cannot fail
+	e.stack.Close()         // breaks off what is being opened
 	e.running.Wait()
-	e.stack.Destroy()
+	e.stack.Wait()
 }
