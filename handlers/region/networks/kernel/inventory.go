@@ -151,11 +151,15 @@ func (s *Substrate) Counters(ctx context.Context) ([]networks.Counters, []networ
 					if err != nil {
 						return err
 					}
+					id := networks.PortID{Environment: r.Network.Environment, Machine: p.Machine, Interface: p.Interface}
+					waiting := 0
+					if parked := s.parked[id]; parked != nil {
+						waiting = parked.count()
+					}
 					a, spoofed := link.Attrs(), named[tapName(p)].Packets
 					// What the host receives from a tap is what its machine sent.
 					ports = append(ports, networks.Counters{
-						PortID:  networks.PortID{Environment: r.Network.Environment, Machine: p.Machine, Interface: p.Interface},
-						Segment: segment.ID, Plugged: a.OperState == netlink.OperUp,
+						PortID: id, Segment: segment.ID, Parked: uint64(waiting), Plugged: a.OperState == netlink.OperUp,
 						InFrames: a.Statistics.RxPackets - spoofed, InBytes: a.Statistics.RxBytes - named[tapName(p)].Bytes,
 						OutFrames: a.Statistics.TxPackets, OutBytes: a.Statistics.TxBytes,
 						InDropped: a.Statistics.RxDropped + spoofed, OutDropped: a.Statistics.TxDropped,
@@ -290,13 +294,8 @@ func (s *Substrate) port(epoch int, id networks.PortID) (place, string, error) {
 	if err := s.admit(epoch); err != nil {
 		return place{}, "", err
 	}
-	at := s.place(id.Environment)
-	for _, segment := range s.known[at.id].Network.Segments {
-		for _, p := range segment.Ports {
-			if p.Machine == id.Machine && p.Interface == id.Interface {
-				return at, tapName(p), nil
-			}
-		}
+	if p := s.planned(id); p.MAC != "" {
+		return s.place(id.Environment), tapName(p), nil
 	}
 	return place{}, "", networks.Errorf(networks.NetworkUnknown, "interface %d of %s in environment %s has no port here", id.Interface, id.Machine, id.Environment)
 }
@@ -360,23 +359,4 @@ func (s *Substrate) set(epoch int, id networks.PortID, do func(*netlink.Handle, 
 		}
 		return do(h, link)
 	})
-}
-
-// Park cannot be done: nothing in the kernel keeps frames. Errors: network-unknown, unsupported.
-func (s *Substrate) Park(_ context.Context, epoch int, id networks.PortID) error {
-	return s.noParking(epoch, id)
-}
-
-// Release cannot be done. Errors: network-unknown, unsupported.
-func (s *Substrate) Release(_ context.Context, epoch int, id networks.PortID) error {
-	return s.noParking(epoch, id)
-}
-
-func (s *Substrate) noParking(epoch int, id networks.PortID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, _, err := s.port(epoch, id); err != nil {
-		return err
-	}
-	return networks.Errorf(networks.Unsupported, "networks of the kernel keep no frames for a machine that is on its way")
 }

@@ -61,6 +61,7 @@ type Substrate struct {
 	pools     []networks.Pool
 	known     map[string]record // by id of place
 	servings  map[string]*serving
+	parked    map[networks.PortID]*parking
 	resolvers func() []netip.AddrPort
 }
 
@@ -79,7 +80,7 @@ func New(c Config) (*Substrate, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Substrate{cfg: c, dir: dir, prefix: "tombolo-" + hash(8, dir) + "-", records: records{filepath.Join(dir, "networks")},
-		epochFile: filepath.Join(dir, "epoch"), pools: slices.Clone(c.Pools), servings: map[string]*serving{},
+		epochFile: filepath.Join(dir, "epoch"), pools: slices.Clone(c.Pools), servings: map[string]*serving{}, parked: map[networks.PortID]*parking{},
 		resolvers: func() []netip.AddrPort { return c.Resolvers }}
 	if c.Resolvers == nil {
 		s.resolvers = func() []netip.AddrPort { return services.HostResolvers("/etc/resolv.conf") }
@@ -166,7 +167,7 @@ func (s *Substrate) Capabilities(context.Context) (networks.Capabilities, error)
 		c.Why = s.why.Error()
 		return c, nil
 	}
-	c.Available, c.LoopbackBind, c.KeepsClient, c.Outlives, c.Offloads, c.Echo = true, true, true, true, true, true
+	c.Available, c.LoopbackBind, c.KeepsClient, c.Outlives, c.Offloads, c.Parks, c.Echo = true, true, true, true, true, true, true
 	return c, nil
 }
 
@@ -251,7 +252,7 @@ func (s *Substrate) make(ctx context.Context, at place, r record) error {
 	if err := s.wire(ctx, at, behind, link); err != nil {
 		return err
 	}
-	return errors.Join(s.serve(at, r.Network), cut(at, behind))
+	return errors.Join(s.serve(at, r.Network), s.endParkings(r.Network.Environment), cut(at, behind))
 }
 
 // hostAddresses are the host's own; all of 127.0.0.0/8 are besides.
@@ -290,8 +291,9 @@ func (s *Substrate) unmake(ctx context.Context, at place) error {
 	if err := s.unwire(ctx, at); err != nil {
 		return err
 	}
+	gone := s.known[at.id].Network.Environment
 	delete(s.known, at.id)
-	return s.records.forget(at.id)
+	return errors.Join(s.endParkings(gone), s.records.forget(at.id))
 }
 
 // Remove takes away everything of an environment.
@@ -398,7 +400,7 @@ func hashNumber(id string) int {
 	return n
 }
 
-// Close leaves the networks as they are, without DHCP and DNS until they are opened again.
+// Close leaves the networks as they are, without DHCP and DNS until they are opened again. What is parked is lost.
 func (s *Substrate) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -406,5 +408,9 @@ func (s *Substrate) Close() error {
 	for id := range s.servings {
 		s.silence(id)
 	}
-	return nil
+	var err error
+	for id := range s.parked {
+		err = errors.Join(err, s.endParking(id))
+	}
+	return err
 }

@@ -32,6 +32,8 @@ const (
 	vethPrefix   = "tmb" // of the host's end of a pair
 	bridgePrefix = "b"
 	tapPrefix    = "t"
+	// parkingPrefix is that of a tap which goes with the process that parks.
+	parkingPrefix = "k"
 )
 
 // hash is n hexadecimal digits for a text.
@@ -209,7 +211,8 @@ func tap(h *netlink.Handle, ns netns.NsHandle, bridge netlink.Link, s networks.S
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(h.LinkSetAlias(link, fmt.Sprintf("port %s/%d", p.Machine, p.Interface)), h.LinkSetMTU(link, s.MTUOr())); err != nil {
+	// A machine that was parked for gets all that waits at once.
+	if err := errors.Join(h.LinkSetTxQLen(link, networks.ParkedFrames+1024), h.LinkSetAlias(link, fmt.Sprintf("port %s/%d", p.Machine, p.Interface)), h.LinkSetMTU(link, s.MTUOr())); err != nil {
 		return err
 	}
 	if link.Attrs().MasterIndex == bridge.Attrs().Index {
