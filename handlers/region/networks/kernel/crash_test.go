@@ -96,7 +96,7 @@ func traces(t *testing.T, s *Substrate) []string {
 	return out
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("networks of the kernel need root; the CI is root")

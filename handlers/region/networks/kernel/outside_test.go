@@ -19,12 +19,12 @@ import (
 
 // station is a network namespace with one interface: another host, or a machine.
 type station struct {
-	t  *testing.T
+	t  testing.TB
 	ns netns.NsHandle
 }
 
 // newStation makes one that is reached by a link of that name, which is in `in`.
-func newStation(t *testing.T, in netns.NsHandle, name, address, gateway string) *station {
+func newStation(t testing.TB, in netns.NsHandle, name, address, gateway string) *station {
 	t.Helper()
 	s := &station{t: t}
 	must := func(err error) {
@@ -211,5 +211,86 @@ func TestOutside(t *testing.T) {
 	}
 	if got, err := client.seenAs("198.18.77.1:1080"); err == nil {
 		t.Errorf("after all was taken away the client is still seen, as %s", got)
+	}
+}
+
+// BenchmarkStream sends from one station to another within a segment, and to the host through the edge.
+func BenchmarkStream(b *testing.B) {
+	needRoot(b)
+	n := sample()
+	n.Environment, n.Epoch, n.Edge, n.Segments[0].Ports = "bench", 1, networks.Edge{}, nil
+	s, err := New(Config{Dir: b.TempDir(), Pools: []networks.Pool{{Public: netip.MustParsePrefix("198.51.100.0/28"), Bind: netip.MustParsePrefix("127.97.0.0/28")}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = s.unmake(context.Background(), s.place("bench")); s.Close() })
+	if err := s.Apply(b.Context(), n); err != nil {
+		b.Fatal(err)
+	}
+	edge, err := openNamespace(s.place("bench").path())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer edge.Close()
+	inner, err := netlink.NewHandleAt(edge, unix.NETLINK_ROUTE)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer inner.Close()
+	bridge, err := inner.LinkByName(bridgeName("s"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	machine := func(name, address string) *station {
+		m := newStation(b, edge, name, address, "10.0.0.1")
+		port, err := inner.LinkByName(name)
+		if err == nil {
+			err = inner.LinkSetMaster(port, bridge)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		return m
+	}
+	from, to := machine("from", "10.0.0.2/24"), machine("to", "10.0.0.3/24")
+	host, err := netns.Get()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer host.Close()
+	for name, at := range map[string]struct {
+		in              netns.NsHandle
+		listen, connect string
+	}{"segment": {to.ns, "10.0.0.3:9000", "10.0.0.3:9000"}, "edge": {host, "127.97.0.1:9000", "198.51.100.1:9000"}} {
+		b.Run(name, func(b *testing.B) {
+			var l net.Listener
+			if err := inside(at.in, func() (err error) { l, err = net.Listen("tcp4", at.listen); return err }); err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			ended := make(chan error, 1)
+			go func() {
+				c, err := l.Accept()
+				if err == nil {
+					_, err = io.Copy(io.Discard, c)
+				}
+				ended <- err
+			}()
+			var c net.Conn
+			if err := inside(from.ns, func() (err error) { c, err = net.Dial("tcp4", at.connect); return err }); err != nil {
+				b.Fatal(err)
+			}
+			block := make([]byte, 1<<20)
+			b.SetBytes(int64(len(block)))
+			for b.Loop() {
+				if _, err := c.Write(block); err != nil {
+					b.Fatal(err)
+				}
+			}
+			c.Close()
+			if err := <-ended; err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
