@@ -12,6 +12,7 @@ import (
 	"github.com/tombolo-vdc/tombolo/handlers/region/machines/qemu"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks/host"
+	"github.com/tombolo-vdc/tombolo/handlers/region/networks/kernel"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks/userspace"
 )
 
@@ -67,7 +68,7 @@ func (g Guests) compose(c *region.Config, version string) {
 
 func openNetworks(kind, dir string, log *slog.Logger) (networks.Substrate, error) {
 	if kind == "kernel" {
-		return nil, &Error{Code: "networks-unknown", Text: "this build has no kernel networks", Next: "--networks user"}
+		return kernel.New(kernel.Config{Dir: dir, Log: log})
 	}
 	return userspace.New(userspace.Config{Dir: dir, Log: log})
 }
