@@ -41,6 +41,19 @@ const ordinary = "1907"
 // newSite prepares a site whose folder has a guest's disk and this file.
 func newSite(t testing.TB, file string, flags ...string) *site {
 	t.Helper()
+	s := newRootSite(t, file, flags...)
+	if os.Getuid() == 0 {
+		if out, err := exec.Command("chown", "-R", ordinary+":"+ordinary, s.dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		s.as = []string{"setpriv", "--reuid=" + ordinary, "--regid=" + ordinary, "--clear-groups", "--inh-caps=-all"}
+	}
+	return s
+}
+
+// newRootSite is newSite, of the user that the tests run as.
+func newRootSite(t testing.TB, file string, flags ...string) *site {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	t.Cleanup(cancel)
 	dir, err := os.MkdirTemp("", "site") // not the test's own, which others may not enter
@@ -60,12 +73,6 @@ func newSite(t testing.TB, file string, flags ...string) *site {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "shop.yaml"), []byte(file), 0o644); err != nil {
 		t.Fatal(err)
-	}
-	if os.Getuid() == 0 {
-		if out, err := exec.Command("chown", "-R", ordinary+":"+ordinary, dir).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		s.as = []string{"setpriv", "--reuid=" + ordinary, "--regid=" + ordinary, "--clear-groups", "--inh-caps=-all"}
 	}
 	return s
 }
@@ -451,4 +458,52 @@ func (s *site) outlives(t *testing.T, web string) {
 	s.up()
 	s.until("shop", "web", func(m api.Machine) bool { return m.Observed == "running" })
 	wentOn(t, "after the end and the next start", before, s.answer(web))
+}
+
+// TestMachinesOnTheKernelsNetworks is the same on bridges, taps and nftables, for
+// what those do: it needs root.
+func TestMachinesOnTheKernelsNetworks(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("networks of the kernel need root")
+	}
+	s := newRootSite(t, shop, "--regions", "beijing,sydney", "--networks", "kernel")
+	s.up()
+	s.ok("pool", "add", "--region", "beijing", "--type", "public-address", "203.0.113.48/28")
+	s.ok("pool", "add", "--region", "sydney", "--type", "public-address", "198.51.100.48/28")
+	s.ok("env", "create", "-f", "shop.yaml", "--region", "beijing")
+	beijing := s.reached("shop")
+	if beijing != "http://203.0.113.48:80" {
+		t.Errorf("in Beijing it is reached at %s", beijing)
+	}
+	before := s.answer(beijing)
+	if a := s.answer(beijing + "/peer?url=http://db/"); a.Hostname != "db" {
+		t.Errorf("db says %+v", a)
+	}
+	s.ok("env", "save", "shop", "--new", "Shop", "--memory", "--regions", "beijing,sydney")
+	s.ok("template", "instantiate", "shop", "--region", "sydney", "--name", "there")
+	sydney := s.reached("there")
+	if sydney != "http://198.51.100.48:80" {
+		t.Errorf("in Sydney it is reached at %s", sydney)
+	}
+	wentOn(t, "in Sydney", before, s.answer(sydney))
+	wentOn(t, "in Beijing", before, s.answer(beijing))
+	s.process.Kill() // what the kernel has stays
+	s.answer(sydney)
+	s.up()
+	wentOn(t, "with the next agent", before, s.answer(sydney))
+	s.ok("env", "suspend", "there")
+	s.ok("env", "resume", "there")
+	wentOn(t, "after suspend and resume", before, s.answer(sydney))
+	s.ok("env", "delete", "shop", "--yes")
+	s.ok("env", "delete", "there", "--yes")
+	for _, region := range []string{"beijing", "sydney"} { // as the kernel shows it
+		var host struct{ Running, Ports, Edges []any }
+		if s.json(&host, "region", "host", region); len(host.Running)+len(host.Ports)+len(host.Edges) > 0 {
+			t.Errorf("%s has %+v", region, host)
+		}
+	}
+	s.down()
+	if left := s.processes(); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
 }

@@ -68,7 +68,7 @@ func (g Guests) compose(c *region.Config, version string) {
 
 func openNetworks(kind, dir string, log *slog.Logger) (networks.Substrate, error) {
 	if kind == "kernel" {
-		return kernel.New(kernel.Config{Dir: dir, Log: log})
+		return kernel.New(kernel.Config{Dir: dir, Routed: true, Log: log})
 	}
 	return userspace.New(userspace.Config{Dir: dir, Log: log})
 }
