@@ -182,7 +182,8 @@ type Writer interface {
 	// an error nothing of it is left.
 	Start(ctx context.Context, s Spec, m *Memory) error
 	// Adopt serves the disks of machines that run already and were started by an agent that is gone, and ends processes of
-	// machines that the driver has with another process. A disk that cannot be served is in the error; the others are.
+	// machines that the driver has with another process. A disk that cannot be served is in the error; the others are. Before
+	// it a guest waits for its disks, and so do Pause and the end of one that switches itself off.
 	Adopt(ctx context.Context, epoch int) error
 	// Continue lets the processors run, Pause stops them: of all the machines as near to the same moment as can be. When
 	// Pause has returned, all that guests wrote before has reached their disks. An error leaves them as they were.
