@@ -56,7 +56,7 @@ func (h *host) end(t testing.TB) {
 	}
 }
 
-func boot(t *testing.T, d machines.Driver, s machines.Spec) *machinestest.Guest {
+func boot(t testing.TB, d machines.Driver, s machines.Spec) *machinestest.Guest {
 	t.Helper()
 	if err := d.Start(t.Context(), s, nil); err != nil {
 		t.Fatal(err)
