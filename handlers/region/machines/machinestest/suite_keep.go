@@ -241,6 +241,10 @@ func endsWhileAway(t *testing.T, w *world) {
 	w.host.KillProcess(t, web.PID)
 	w.host.KillProcess(t, db.PID)
 	w.Driver = w.host.Open(t, w.disks.Device)
+	// One that switches itself off flushes its disks first.
+	if err := w.Adopt(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
 	seen := w.watch()
 	for name, end := range map[string]machines.End{"web": machines.EndCrashed, "app": machines.EndGuest, "db": machines.EndCrashed} {
 		if s := await(t, w.watch(), ended(name)); s.End != end || s.Owner != "order-"+name {

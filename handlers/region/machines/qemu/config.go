@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -107,7 +108,7 @@ func Open(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, machines.Wrap(machines.Unavailable, err, "the folder of machines")
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := takeLock(lock); err != nil {
 		lock.Close()
 		return nil, machines.Wrap(machines.Unavailable, err, "another process has the machines of %s", dir)
 	}
@@ -121,6 +122,17 @@ func Open(cfg Config) (*Driver, error) {
 	}
 	d.work.Go(d.trimLogs)
 	return d, nil
+}
+
+// lockTime is how long a process that an agent was about to start when it was killed may have its lock.
+const lockTime = 3 * time.Second
+
+func takeLock(lock *os.File) error {
+	for end := time.Now().Add(lockTime); ; time.Sleep(10 * time.Millisecond) {
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // Close implements machines.Driver: the machines go on running, and wait when they need their disks.

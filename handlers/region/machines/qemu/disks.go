@@ -78,12 +78,15 @@ func (s *shared) control(do func(fd int) error) error {
 	return errors.Join(conn.Control(func(fd uintptr) { err = do(int(fd)) }), err)
 }
 
-// Close does not wait for an Accept that hangs.
+// Close does not wait for an Accept that hangs, and may be called again.
 func (s *shared) Close() error {
 	closed := make(chan error, 1)
 	go func() { closed <- s.UnixListener.Close() }()
 	select {
 	case err := <-closed:
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
 		return err
 	case <-time.After(time.Second):
 		return errors.New("the socket of a machine's disks hangs")

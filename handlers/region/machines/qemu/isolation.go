@@ -99,16 +99,21 @@ func (e *emulator) command(p profile, uid uint32, jail *os.File, log *os.File, a
 		if p.ownUser {
 			hostUID, hostGID = int(uid), int(p.group(uid))
 		}
-		attr.UidMappings = []syscall.SysProcIDMap{{HostID: hostUID, Size: 1}}
-		attr.GidMappings = []syscall.SysProcIDMap{{HostID: hostGID, Size: 1}}
+		// Not root in there either: it gets the one capability that it needs, and that only over its own namespaces.
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: insideID, HostID: hostUID, Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: insideID, HostID: hostGID, Size: 1}}
 		attr.GidMappingsEnableSetgroups = p.ownUser
-		attr.Credential = &syscall.Credential{NoSetGroups: !p.ownUser}
+		attr.Credential = &syscall.Credential{Uid: insideID, Gid: insideID, NoSetGroups: !p.ownUser}
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_CHROOT}
 	case p.ownUser && !p.runAs:
 		attr.Credential = &syscall.Credential{Uid: uid, Gid: p.group(uid)}
 	}
 	cmd.SysProcAttr = attr
 	return cmd
 }
+
+// insideID is a machine's user and group within its namespace.
+const insideID = 1000
 
 // group is the machine's: of the same number as its user, or the one that may use the accelerator.
 func (p profile) group(uid uint32) uint32 {

@@ -1,6 +1,7 @@
 package qemu_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -106,3 +107,5 @@ func (h *host) Socket(testing.TB) string {
 	h.count++
 	return filepath.Join(h.sockets, fmt.Sprintf("nic%d", h.count))
 }
+
+func background() context.Context { return context.Background() }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines/qmp"
 )
 
 // Adopt implements machines.Writer.
@@ -172,13 +173,9 @@ func (d *Driver) Stop(ctx context.Context, epoch int, id machines.ID) error {
 			return nil
 		default:
 		}
-		if err := m.do(ctx, "system_powerdown", nil, nil); err != nil && ctx.Err() == nil {
-			select {
-			case <-m.gone: // in the meantime
-				continue
-			default:
-				return err
-			}
+		// One whose monitor has just closed is about to end, or will answer again.
+		if err := m.do(ctx, "system_powerdown", nil, nil); qmp.CodeOf(err) == qmp.Refused {
+			return err
 		}
 		select {
 		case <-m.gone:
