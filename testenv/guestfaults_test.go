@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -188,7 +189,8 @@ func TestGuestsRefused(t *testing.T) {
 }
 
 // TestPublicAddressTaken: a public address whose port another program has on the
-// region's host makes no environment; when the port is free, it is made.
+// region's host makes no environment; when the port is free, it is made. Of one
+// that is there, the edge stays as it was.
 func TestPublicAddressTaken(t *testing.T) {
 	t.Parallel()
 	tombolo := realProgram(t)
@@ -213,8 +215,36 @@ func TestPublicAddressTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := ""
-	if w.boundShop(tombolo, &again); again != at || !listens(at) {
+	env = w.boundShop(tombolo, &again)
+	if again != at || !listens(at) {
 		t.Errorf("bound at %s, want %s, where somebody listens", again, at)
+	}
+
+	// The edge of one that is there: it goes on as it was, also when the wish is given up.
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if taken, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(number+1))); err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	set := w.must("PUT", "/v1/environments/"+env+"/edge", map[string]any{"open": []any{map[string]any{"resource": "web.public", "ports": []string{"tcp/80", "tcp/81"}}}})
+	if o, err := w.Client().Finished(w.Context(), set.Operation); err != nil || o.Cause == nil || o.Cause.Code != "bind-failed" {
+		t.Errorf("the edge with a port that is taken: %v %s", err, JSON(o))
+	}
+	if !listens(at) {
+		t.Errorf("%s is bound no longer because another port was taken", at)
+	}
+	w.must("POST", "/v1/operations/"+set.Operation+"/cancel", struct{}{})
+	w.Happened(set.Sequence, "work.undone")
+	w.Rest()
+	if !listens(at) {
+		t.Errorf("%s is bound no longer because a wish for another port was given up", at)
 	}
 	w.Clean()
 }
@@ -257,7 +287,8 @@ func TestMachinesEnd(t *testing.T) {
 	w.BoundPools()
 	a := w.Region("beijing")
 	env := w.boot(tombolo, "shop", "beijing")
-	count := a.Console(t, env, "web").Ask("mx").Count
+	line := a.Console(t, env, "web")
+	count, written := line.Ask("mx").Count, line.Ask("w").Count
 
 	w.refused(tombolo.Path, 1, "agent-dir-in-use", "agent", "run", "--data", a.Dir, "--enrolment", a.Enrolment)
 	w.refused(tombolo.Path, 1, "region-owned-by-another-agent", "agent", "run", "--data", filepath.Join(w.Dir, "second"), "--enrolment", a.Enrolment)
@@ -272,6 +303,9 @@ func TestMachinesEnd(t *testing.T) {
 		died := w.SeenSo(env, "web", "seen to have died", func(m api.Machine) bool { return m.Deaths == deaths })
 		if deaths < 4 {
 			w.SeenSo(env, "web", "started again", func(m api.Machine) bool { return m.Deaths == deaths && m.Observed == "running" })
+			if got := a.Console(t, env, "web").Ask("r"); got.Count != written {
+				t.Errorf("the disk has the count %d, %d was written", got.Count, written)
+			}
 			continue
 		}
 		if died.Observed != "failed" || died.Cause == nil || died.Cause.Code != "crashed" || died.Restart == nil || died.Restart.Allowed {
