@@ -1,17 +1,20 @@
 package testenv
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/testenv/faults"
 )
 
 // TestFailureMatrixOfMachines: capability 100, for what runs: a machine is
 // started, its edge is set, it is suspended and goes on, is saved with its memory
 // while it runs, goes on in another region from there, is powered off, booted and
 // deleted. In each of these phases every step ends its process once, as in
-// TestFailureMatrix; the machines and the networks have processes of their own,
+// TestFailureMatrix, where it does not do so there; the machines and the networks have processes of their own,
 // which must outlive that. In the end the guest is the one that was started, in
 // what state it should be, and nothing is left on any host.
 func TestFailureMatrixOfMachines(t *testing.T) {
@@ -49,13 +52,13 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 	m.rest()
 	m.marked(env, here, 'x')
 
-	m.arm("save", "save")
+	m.armFor("save", "host.", "store.Publish", "session.Attach", "command.report-done")
 	saved := m.must("POST", "/v1/templates", map[string]any{"environment": env, "name": "Shop", "regions": []string{"beijing", "sydney"}, "memory": true})
 	w.Done(saved.Operation)
 	m.rest()
 	m.marked(env, here, 'x')
 
-	m.arm("instantiate", "instantiate")
+	m.armFor("instantiate", "host.", "store.Publish", "command.")
 	clone := m.instantiate(saved.ID, "clone")
 	m.rest()
 	m.marked(clone, there, 'x')
@@ -71,7 +74,7 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 	w.Done(w.Power(env, "running"))
 	m.marked(env, here, '-')
 
-	m.arm("delete", "delete")
+	m.armFor("delete", "host.", "command.")
 	for _, path := range []string{"/v1/templates/" + saved.ID, "/v1/environments/" + env, "/v1/environments/" + clone} {
 		w.Done(m.must("DELETE", path, struct{}{}).Operation)
 	}
@@ -86,6 +89,25 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 		a.Left(t, clone)
 	}
 	m.once()
+}
+
+// armFor is arm for a phase whose other steps end processes in TestFailureMatrix:
+// here only those whose changes begin so.
+func (m *matrix) armFor(phase string, begin ...string) {
+	m.t.Helper()
+	for _, change := range changes(m.t) {
+		if slices.ContainsFunc(begin, func(b string) bool { return strings.HasPrefix(change, b) }) {
+			continue
+		}
+		for _, p := range m.processes {
+			for _, step := range []string{faults.Before(change), faults.After(change)} {
+				if err := m.kind.dir(p).Spend(phase, step); err != nil {
+					m.t.Fatal(err)
+				}
+			}
+		}
+	}
+	m.arm(phase, phase)
 }
 
 // guests demands that the region's host has so many machines' processes.
