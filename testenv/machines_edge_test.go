@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,9 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/tombolo-vdc/tombolo/cmd/tombolo/contexts"
 	"github.com/tombolo-vdc/tombolo/handlers/api"
 )
 
@@ -27,6 +30,8 @@ machines:
 - {name: app, memory_mib: 128, disks: [{name: root, file: guest.raw}],
    interfaces: [{network: dmz, address: 10.30.0.9}, {network: back, address: 10.20.0.9}]}
 - {name: db, memory_mib: 128, disks: [{name: root, file: guest.raw}], interfaces: [{network: back, address: 10.20.0.7}]}
+vapps:
+- {name: inner, machines: [app]}
 edge:
   source_ports: 30000-30099
 `
@@ -78,6 +83,12 @@ func TestEdgeAndSaves(t *testing.T) {
 	for _, host := range []string{"10.10.0.1", "127.0.0.1", "169.254.169.254"} {
 		s.fails("the host's own services are reached", peer(web, fmt.Sprintf("http://%s:%d/livez", host, port)))
 	}
+	figures := s.metrics("beijing")
+	for _, want := range []string{`tombolo_port_frames_total{direction="in"`, `tombolo_edge_connections_opened_total{`, `tombolo_machine_memory_bytes{`} {
+		if !strings.Contains(figures, want) {
+			t.Errorf("the region's figures have no %s", want)
+		}
+	}
 	t.Run("rules", func(t *testing.T) { s.rules(t, web) })
 	t.Run("save", func(t *testing.T) { s.saves(t, web) })
 	t.Run("single", func(t *testing.T) { s.single(t) })
@@ -93,6 +104,36 @@ func (s *site) file(name, text string) {
 	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// metrics asks a region's agent for its figures, by a ticket.
+func (s *site) metrics(region string) string {
+	s.t.Helper()
+	admin, err := contexts.Read(filepath.Join(s.dir, "data", "context.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ask := &Client{admin.HTTP, admin.Token, http.DefaultClient, new(atomic.Uint64)}
+	var got struct{ Ticket string }
+	var at api.OneRegion
+	if err := errors.Join(ask.Do(s.ctx, "POST", "/v1/regions/"+region+"/ticket", struct{}{}, &got), ask.Get(s.ctx, "/v1/regions/"+region, &at)); err != nil {
+		s.t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "http://"+at.HTTP+"/metrics", nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+got.Ticket)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("the figures of %s: %s: %s (%v)", region, resp.Status, b, err)
+	}
+	return string(b)
 }
 
 // httpPort is the port of the control plane.
@@ -111,14 +152,14 @@ func (s *site) httpPort() string {
 func (s *site) rules(t *testing.T, web string) {
 	before := s.ok("env", "edge", "show", "plant", "-o", "yaml")
 	s.file("before.yaml", before)
-	s.file("closed.yaml", "source_ports: 30000-30099\nrules:\n- {action: deny, protocol: tcp, from: [lan], to: [app], ports: [\"80\"]}\nopen:\n- {resource: web.public, ports: [tcp/80, \"tcp/8081:80\"]}\n")
+	s.file("closed.yaml", "source_ports: 30000-30099\nrules:\n- {action: deny, protocol: tcp, from: [lan], to: [inner], ports: [\"80\"]}\nopen:\n- {resource: web.public, ports: [tcp/80, \"tcp/8081:80\"]}\n")
 	planned := s.ok("env", "edge", "apply", "plant", "-f", "closed.yaml", "--dry-run")
 	if !strings.Contains(planned, "deny") || !strings.Contains(planned, "8081") {
 		t.Errorf("what would change: %s", planned)
 	}
 	s.answer(peer(web, "http://10.30.0.9/")) // nothing has
 	s.ok("env", "edge", "apply", "plant", "-f", "closed.yaml")
-	s.fails("a rule denies it", peer(web, "http://10.30.0.9/"))
+	s.fails("a rule for its vApp denies it", peer(web, "http://10.30.0.9/"))
 	var at string
 	for _, o := range s.machine("plant", "web").Public[0].Open {
 		if o.Port == 8081 {
