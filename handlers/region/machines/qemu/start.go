@@ -211,7 +211,11 @@ func (d *Driver) spawn(m *machine, h *hostFacts, dir string, files *inherited, i
 	r, ram := m.record, m.ram
 	m.mu.Unlock()
 	m.follow(p, ram)
-	return errors.Join(d.store(r), p.limit(s.Memory))
+	err = limitProcess(p.PID, s.Memory)
+	if err != nil && h.profile.unlimited != "" {
+		err = nil // as said in Capabilities
+	}
+	return errors.Join(err, d.store(r))
 }
 
 // inherit makes what the emulator gets as descriptors, and the agent's side of the disks. The files that are there must be
