@@ -53,13 +53,15 @@ func (d *Driver) Start(ctx context.Context, s machines.Spec, memory *machines.Me
 		return err
 	}
 	m, err := d.reserve(h, s)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.begin(ctx, m, h, memory)
 	}
-	if err := d.begin(ctx, m, h, memory); err != nil {
+	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTime)
 		defer cancel()
-		return errors.Join(err, d.remove(undo, s.ID, false))
+		err = errors.Join(err, d.remove(undo, s.ID, false))
+		d.board.Tell(machines.Status{ID: s.ID, State: machines.Ended, End: machines.EndKilled}) // where an ended one was before
+		return err
 	}
 	m.mu.Lock()
 	m.starting = false
