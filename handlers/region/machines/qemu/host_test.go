@@ -390,6 +390,23 @@ func TestLessIsolation(t *testing.T) {
 	}
 }
 
+// A cgroup that turns out to be none takes nothing else away.
+func TestNoCgroup(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("cpu memory pids\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, d, _ := open(t, func(c *qemu.Config) { c.Cgroup = dir })
+	c, err := d.Capabilities(t.Context())
+	if err != nil || !c.Available || slices.Contains(c.Isolation, "cgroup") || !slices.Contains(c.Isolation, "chroot") || !slices.Contains(c.Isolation, "no cgroup: no guest runs in one below "+dir) {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	boot(t, d, machinestest.Spec("web")).Ask("c")
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
 func TestMachineType(t *testing.T) {
 	for list, want := range map[string]string{
 		"pc-q35-8.0  x\npc-q35-7.2  x\npc-q35-7.1  x\npc-i440fx-7.2 x\n": "pc-q35-7.2",

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
 )
 
 // profile is how an emulator is kept from the host. What a host allows is found out by running a guest in it.
@@ -22,6 +24,7 @@ type profile struct {
 	ownUser    bool // a user of its own for each machine; only root can
 	chroot     bool // no files but its disks' socket
 	runAs      bool // the emulator itself changes to the user, after the chroot: root without user namespaces
+	grouped    bool // a cgroup of its own, with limits
 	gid        uint32
 	unlimited  string // why limits cannot be set; found out by the probe
 }
@@ -43,7 +46,17 @@ func (d *Driver) profiles(a Acceleration) []profile {
 			{ownUser: true, gid: gid},
 		}
 	}
-	return all[min(d.cfg.lenient, len(all)-1):]
+	all = all[min(d.cfg.lenient, len(all)-1):]
+	if _, err := d.cgroup(); err != nil {
+		return all
+	}
+	var both []profile // a group that cannot be used takes no other isolation away
+	for _, p := range all {
+		grouped := p
+		grouped.grouped = true
+		both = append(both, grouped, p)
+	}
+	return both
 }
 
 // names says what keeps a machine from the host, for Capabilities.
@@ -60,9 +73,12 @@ func (p profile) names(cgroup string, why error) []string {
 	add(true, "seccomp")
 	add(p.unlimited == "", "rlimits", "oom-score")
 	add(p.unlimited != "", "no limits: "+p.unlimited)
-	add(why == nil, "cgroup")
-	if why != nil {
+	add(p.grouped, "cgroup")
+	switch {
+	case why != nil:
 		out = append(out, "no cgroup: "+why.Error())
+	case !p.grouped:
+		out = append(out, "no cgroup: no guest runs in one below "+cgroup)
 	}
 	add(!p.namespaces, "no user namespace")
 	add(!p.chroot, "no chroot")
@@ -209,6 +225,20 @@ func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p *
 		"-m", "16M", "-device", "isa-debug-exit,iobase=0xf4",
 		"-blockdev", `{"driver":"raw","node-name":"probe","read-only":true,"file":{"driver":"file","filename":"/proc/self/fd/3","read-only":true,"locking":"off"}}`,
 		"-device", "virtio-blk-pci,drive=probe,bootindex=0"), []*os.File{disk})
+	if p.grouped {
+		spec := machines.Spec{ID: machines.ID{Environment: "probe", Machine: "probe"}, CPUs: 1, Memory: 16 << 20}
+		defer func() {
+			if err := d.leaveGroup(spec.ID); err != nil {
+				d.cfg.Log.Warn("the cgroup of the probe", "error", err)
+			}
+		}()
+		group, err := d.joinGroup(spec)
+		if err != nil {
+			return fmt.Errorf("its cgroup: %w", err)
+		}
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	// One that is killed in the middle of it leaves no guest behind.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	if err := cmd.Start(); err != nil {

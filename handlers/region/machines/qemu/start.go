@@ -193,11 +193,11 @@ func (d *Driver) spawn(m *machine, h *hostFacts, dir string, files *inherited, i
 	}
 	defer log.Close()
 	cmd := h.emulator.command(h.profile, m.record.UID, jail, log, arguments, files.files())
-	group, err := d.joinGroup(s)
-	if err != nil {
-		return fmt.Errorf("its cgroup: %w", err)
-	}
-	if group != nil {
+	if h.profile.grouped {
+		group, err := d.joinGroup(s)
+		if err != nil {
+			return fmt.Errorf("its cgroup: %w", err)
+		}
 		defer group.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
