@@ -194,7 +194,8 @@ type Writer interface {
 	Continue(ctx context.Context, epoch int, ids ...ID) error
 	Pause(ctx context.Context, epoch int, ids ...ID) error
 	// Capture takes the memory of a paused machine, which may continue at once when it has returned, or be killed.
-	// Taken again, without Continue between, it is the same. Errors: machine-not-paused, machine-unknown, machine-failed.
+	// Taken again, without Continue between, it is the same. Errors: machine-not-paused, machine-unknown, machine-failed,
+	// memory-short where the host has no room for a copy.
 	Capture(ctx context.Context, epoch int, id ID) (*Capture, error)
 	// Stop asks the guest to shut down, and waits until the process has ended; what it leaves is removed by Kill. Errors:
 	// stop-timed-out when the context ends before, machine-unknown, machine-failed when it ended otherwise.

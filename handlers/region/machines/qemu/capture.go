@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines/qmp"
 )
 
 // RAM is a shared file, so a migration need not carry it: with x-ignore-shared its stream is the devices' state alone, less
@@ -28,13 +29,20 @@ type migration struct {
 	Error  string `json:"error-desc"`
 }
 
+type capability struct {
+	Name  string `json:"capability"`
+	State bool   `json:"state"`
+}
+
 // withoutRAM prepares the emulator for a stream of devices only.
 func (m *machine) withoutRAM(ctx context.Context) error {
-	type capability struct {
-		Capability string `json:"capability"`
-		State      bool   `json:"state"`
+	set := func(name string) error {
+		return m.do(ctx, "migrate-set-capabilities", map[string][]capability{"capabilities": {{name, true}}}, nil)
 	}
-	return m.do(ctx, "migrate-set-capabilities", map[string][]capability{"capabilities": {{"x-ignore-shared", true}, {"events", true}}}, nil)
+	if err := set("events"); err != nil && qmp.CodeOf(err) != qmp.Refused { // they only save time
+		return err
+	}
+	return set("x-ignore-shared")
 }
 
 // migrated waits until the migration has come to its end. Errors: machine-failed, the context's.
@@ -129,6 +137,9 @@ func (d *Driver) Capture(ctx context.Context, epoch int, id machines.ID) (*machi
 	m.mu.Unlock()
 	if ram == nil {
 		return nil, machines.Errorf(machines.MachineFailed, "%s: its RAM cannot be read", id)
+	}
+	if _, available, err := hostMemory(); err != nil || blocks(ram) > available {
+		return nil, errors.Join(machines.Errorf(machines.MemoryShort, "%s: a copy of its memory takes %d MiB, and the host has %d", id, blocks(ram)>>20, available>>20), err)
 	}
 	// Both at once: the processors and devices stand still, and the guests of an environment wait for this.
 	ctx, cancel := context.WithCancel(ctx)

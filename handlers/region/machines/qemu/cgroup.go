@@ -49,11 +49,11 @@ func (d *Driver) groupOf(dir string, id machines.ID) string {
 	return filepath.Join(dir, "tombolo-"+strings.Split(d.tag, "/")[1]+"-"+id.Environment+"@"+id.Machine)
 }
 
-// joinGroup makes a machine's group with its limits and gives its folder, to start the emulator in; nil where there are none.
+// joinGroup makes a machine's group with its limits and gives its folder, to start the emulator in.
 func (d *Driver) joinGroup(s machines.Spec) (*os.File, error) {
 	dir, err := d.cgroup()
 	if err != nil {
-		return nil, nil // said in Capabilities
+		return nil, err
 	}
 	group := d.groupOf(dir, s.ID)
 	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {

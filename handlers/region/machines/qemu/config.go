@@ -55,6 +55,8 @@ type Config struct {
 	FirstUID     uint32         // of the range of users that root gives machines, 65536 of them; 0: 1900000000
 	Cgroup       string         // a folder of cgroup v2 to make machines' groups in; empty: beside the agent's own, where it is delegated
 	Log          *slog.Logger   // nil: nothing
+
+	lenient int // how many of the strictest profiles are passed over
 }
 
 const (

@@ -82,6 +82,13 @@ func findEmulator(ctx context.Context, program string) (*emulator, error) {
 	return e, nil
 }
 
+// runsWith says whether the option -run-with has this.
+func (e *emulator) runsWith(what string) bool {
+	_, rest, ok := bytes.Cut(e.help, []byte("\n-run-with"))
+	described, _, _ := bytes.Cut(rest, []byte("\n-"))
+	return ok && bytes.Contains(described, []byte(what))
+}
+
 // newestOf gives the newest machine type that the driver uses, of those that an emulator has.
 func newestOf(types []byte) string {
 	const q35 = "pc-q35-"
@@ -242,7 +249,7 @@ func (d *Driver) runGuest(ctx context.Context, e *emulator, a Acceleration) (pro
 	var errs []error
 	for _, p := range d.profiles(a) {
 		began := time.Now()
-		err := d.probeOnce(ctx, e, a, p, limit)
+		err := d.probeOnce(ctx, e, a, &p, limit)
 		if err == nil {
 			return p, time.Since(began), nil
 		}

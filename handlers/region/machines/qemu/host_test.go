@@ -2,9 +2,11 @@ package qemu_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -348,5 +350,106 @@ func TestConsoleOnDisk(t *testing.T) {
 	line := []byte("f 00001ffe -\r\nf 00001fff -\r\n")
 	if i := bytes.LastIndex(after, line); i < machines.ConsoleHistory/2 || !bytes.HasSuffix(before, after[i-20000:i+len(line)]) {
 		t.Errorf("the last lines at %d", i)
+	}
+}
+
+// A host that does not allow all that the driver wants: what is left is said, and everything works.
+func TestLessIsolation(t *testing.T) {
+	for n, lost := range []string{"", "user-namespace", "chroot"} {
+		_, d, _ := open(t, func(c *qemu.Config) { c.Lenient(n) })
+		c, err := d.Capabilities(t.Context())
+		if err != nil || !c.Available || slices.Contains(c.Isolation, lost) || lost != "" && !slices.ContainsFunc(c.Isolation, func(s string) bool {
+			return strings.HasPrefix(s, "no ") && strings.Contains(s, strings.Split(lost, "-")[0])
+		}) {
+			t.Fatalf("%d: %+v, %v", n, c, err)
+		}
+		t.Log(c.Isolation)
+		s := machinestest.Spec("web")
+		g := boot(t, d, s)
+		g.Ask("mQ")
+		g.Ask("w")
+		if err := d.Pause(t.Context(), s.Epoch, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		memory, err := d.Capture(t.Context(), s.Epoch, s.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Kill(t.Context(), s.Epoch, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(t.Context(), s, &memory.Memory); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(memory.Close(), d.Continue(t.Context(), s.Epoch, s.ID)); err != nil {
+			t.Fatal(err)
+		}
+		if a := machinestest.Join(t, d, s.ID).Ask("r"); a.Mark != 'Q' {
+			t.Errorf("%+v", a)
+		}
+	}
+}
+
+// A cgroup that turns out to be none takes nothing else away.
+func TestNoCgroup(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("cpu memory pids\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, d, _ := open(t, func(c *qemu.Config) { c.Cgroup = dir })
+	c, err := d.Capabilities(t.Context())
+	if err != nil || !c.Available || slices.Contains(c.Isolation, "cgroup") || !slices.Contains(c.Isolation, "chroot") || !slices.Contains(c.Isolation, "no cgroup: no guest runs in one below "+dir) {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	boot(t, d, machinestest.Spec("web")).Ask("c")
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+}
+
+func TestMachineType(t *testing.T) {
+	for list, want := range map[string]string{
+		"pc-q35-8.0  x\npc-q35-7.2  x\npc-q35-7.1  x\npc-i440fx-7.2 x\n": "pc-q35-7.2",
+		"pc-q35-10.1 x\npc-q35-6.2 x\npc-q35-4.0.1 x\nq35 alias\n":       "pc-q35-6.2",
+		"pc-q35-4.0 x\npc-q35-4.0.1 x\n":                                 "pc-q35-4.0.1",
+		"pc-q35-10.0 x\npc-q35-rhel9.0 x\n":                              "",
+	} {
+		if got := qemu.Newest(list); got != want {
+			t.Errorf("%q: %s, not %s", list, got, want)
+		}
+	}
+}
+
+// A tap of another network namespace is plugged in by its descriptor.
+func TestTap(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // taps are the kernel's network, which only root has
+	}
+	_, d, _ := open(t, nil)
+	name := fmt.Sprintf("tombolo-test-%d", os.Getpid())
+	ip := func(arguments ...string) string {
+		t.Helper()
+		out, err := exec.Command("ip", arguments...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %q: %v: %s", arguments, err, out)
+		}
+		return string(out)
+	}
+	ip("netns", "add", name)
+	t.Cleanup(func() { ip("netns", "delete", name) })
+	ip("-n", name, "tuntap", "add", "tap7", "mode", "tap", "vnet_hdr")
+	ip("-n", name, "link", "set", "tap7", "up")
+	s := machinestest.Spec("web")
+	s.NICs = []machines.NIC{{MAC: "52:54:00:12:34:56", Tap: &machines.Tap{Name: "tap8", Namespace: "/run/netns/" + name}}}
+	if err := d.Start(t.Context(), s, nil); machines.CodeOf(err) != machines.MachineFailed || !strings.Contains(err.Error(), "tap8") {
+		t.Errorf("a tap that is not there: %v", err)
+	}
+	s.NICs[0].Tap.Name = "tap7"
+	if out := ip("-n", name, "link", "show", "tap7"); !strings.Contains(out, "NO-CARRIER") {
+		t.Errorf("before: %s", out)
+	}
+	boot(t, d, s).Ask("c")
+	if out := ip("-n", name, "link", "show", "tap7"); !strings.Contains(out, "LOWER_UP") {
+		t.Errorf("nobody is at the tap: %s", out)
 	}
 }

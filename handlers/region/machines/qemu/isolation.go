@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
 )
 
 // profile is how an emulator is kept from the host. What a host allows is found out by running a guest in it.
@@ -22,7 +24,9 @@ type profile struct {
 	ownUser    bool // a user of its own for each machine; only root can
 	chroot     bool // no files but its disks' socket
 	runAs      bool // the emulator itself changes to the user, after the chroot: root without user namespaces
+	grouped    bool // a cgroup of its own, with limits
 	gid        uint32
+	unlimited  string // why limits cannot be set; found out by the probe
 }
 
 // profiles gives those to try, the strictest first.
@@ -34,14 +38,25 @@ func (d *Driver) profiles(a Acceleration) []profile {
 			gid = info.Sys().(*syscall.Stat_t).Gid
 		}
 	}
+	all := []profile{{namespaces: true, chroot: true}, {}}
 	if root {
-		return []profile{
+		all = []profile{
 			{namespaces: true, ownUser: true, chroot: true, gid: gid},
 			{runAs: true, ownUser: true, chroot: true, gid: gid},
 			{ownUser: true, gid: gid},
 		}
 	}
-	return []profile{{namespaces: true, chroot: true}, {}}
+	all = all[min(d.cfg.lenient, len(all)-1):]
+	if _, err := d.cgroup(); err != nil {
+		return all
+	}
+	var both []profile // a group that cannot be used takes no other isolation away
+	for _, p := range all {
+		grouped := p
+		grouped.grouped = true
+		both = append(both, grouped, p)
+	}
+	return both
 }
 
 // names says what keeps a machine from the host, for Capabilities.
@@ -55,10 +70,15 @@ func (p profile) names(cgroup string, why error) []string {
 	add(p.ownUser, "own-user")
 	add(p.namespaces, "user-namespace", "network-namespace", "pid-namespace", "ipc-namespace", "uts-namespace")
 	add(p.chroot, "chroot")
-	add(true, "seccomp", "rlimits", "oom-score")
-	add(why == nil, "cgroup")
-	if why != nil {
+	add(true, "seccomp")
+	add(p.unlimited == "", "rlimits", "oom-score")
+	add(p.unlimited != "", "no limits: "+p.unlimited)
+	add(p.grouped, "cgroup")
+	switch {
+	case why != nil:
 		out = append(out, "no cgroup: "+why.Error())
+	case !p.grouped:
+		out = append(out, "no cgroup: no guest runs in one below "+cgroup)
 	}
 	add(!p.namespaces, "no user namespace")
 	add(!p.chroot, "no chroot")
@@ -73,16 +93,17 @@ func (e *emulator) command(p profile, uid uint32, jail *os.File, log *os.File, a
 		sandbox = strings.Replace(sandbox, "elevateprivileges=deny", "elevateprivileges=allow", 1) // it gives privileges up, after the filter is there
 	}
 	own = append(own, "-sandbox", sandbox)
-	user := fmt.Sprintf("%d:%d", uid, p.group(uid))
 	// QEMU 8.1 and 9.1 moved these to -run-with; what was there before is removed some day.
-	if modern := bytes.Contains(e.help, []byte("-run-with")); p.chroot && modern && bytes.Contains(e.help, []byte("chroot=")) {
+	switch {
+	case p.chroot && e.runsWith("chroot="):
 		own = append(own, "-run-with", "chroot=.")
-	} else if p.chroot {
+	case p.chroot:
 		own = append(own, "-chroot", ".")
 	}
-	if modern := bytes.Contains(e.help, []byte("[,user=")); p.runAs && modern {
+	switch user := fmt.Sprintf("%d:%d", uid, p.group(uid)); {
+	case p.runAs && e.runsWith("user="):
 		own = append(own, "-run-with", "user="+user)
-	} else if p.runAs {
+	case p.runAs:
 		own = append(own, "-runas", user)
 	}
 	cmd := exec.Command(e.path, append(own, arguments...)...)
@@ -137,33 +158,43 @@ const (
 	// maxOpen bounds its descriptors.
 	maxOpen = 1024
 	// overhead is what an emulator may map beyond its guest's memory: code, buffers of translated code, stacks of threads,
-	// the display. An idle one has 1.2 GB mapped, and uses a twentieth of it.
+	// the display. An idle one has 0.6 GiB mapped, and uses 20 MiB of it.
 	overhead = 4 << 30
 	// oomScore lets the kernel choose a machine before the agent when memory is short.
 	oomScore = 500
 )
 
-// limit bounds what the process can take from the host. Nothing of the guest has run yet.
-func (p *process) limit(memory int64) error {
+// limitProcess bounds what a process can take from the host. Nothing of the guest has run yet.
+func limitProcess(pid int, memory int64) error {
 	var errs []error
-	for resource, value := range map[int]uint64{
-		unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: maxFile, unix.RLIMIT_NOFILE: maxOpen, unix.RLIMIT_AS: uint64(memory) + overhead,
+	for _, l := range []struct {
+		name     string
+		resource int
+		value    uint64
+	}{
+		{"core", unix.RLIMIT_CORE, 0}, {"fsize", unix.RLIMIT_FSIZE, maxFile}, {"nofile", unix.RLIMIT_NOFILE, maxOpen},
+		{"as", unix.RLIMIT_AS, uint64(memory) + overhead},
 	} {
-		limit := unix.Rlimit{Cur: value, Max: value}
+		limit := unix.Rlimit{Cur: l.value, Max: l.value}
 		var now unix.Rlimit
-		if err := unix.Prlimit(p.PID, resource, nil, &now); err == nil && now.Max < value {
+		if err := unix.Prlimit(pid, l.resource, nil, &now); err == nil && now.Max < l.value {
 			continue // the host is stricter
 		}
-		if err := unix.Prlimit(p.PID, resource, &limit, nil); err != nil {
-			errs = append(errs, fmt.Errorf("limit %d: %w", resource, err))
+		if err := unix.Prlimit(pid, l.resource, &limit, nil); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.name, err))
 		}
 	}
-	errs = append(errs, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.PID), []byte(strconv.Itoa(oomScore)), 0))
-	return errors.Join(errs...)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(oomScore)), 0); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("the host does not let the agent set them (%s)", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return nil
 }
 
-// probeOnce runs the probe's guest.
-func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p profile, limit time.Duration) error {
+// probeOnce runs the probe's guest, and finds out whether it can be limited.
+func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p *profile, limit time.Duration) error {
 	dir, err := os.MkdirTemp(d.cfg.Dir, "probe-")
 	if err != nil {
 		return err
@@ -190,14 +221,31 @@ func (d *Driver) probeOnce(ctx context.Context, e *emulator, a Acceleration, p p
 	if _, err := disk.WriteAt(probeGuest(), 0); err != nil {
 		return err
 	}
-	cmd := e.command(p, d.cfg.FirstUID, jail, log, append(e.board(a, 1),
+	cmd := e.command(*p, d.cfg.FirstUID, jail, log, append(e.board(a, 1),
 		"-m", "16M", "-device", "isa-debug-exit,iobase=0xf4",
 		"-blockdev", `{"driver":"raw","node-name":"probe","read-only":true,"file":{"driver":"file","filename":"/proc/self/fd/3","read-only":true,"locking":"off"}}`,
 		"-device", "virtio-blk-pci,drive=probe,bootindex=0"), []*os.File{disk})
+	if p.grouped {
+		spec := machines.Spec{ID: machines.ID{Environment: "probe", Machine: "probe"}, CPUs: 1, Memory: 16 << 20}
+		defer func() {
+			if err := d.leaveGroup(spec.ID); err != nil {
+				d.cfg.Log.Warn("the cgroup of the probe", "error", err)
+			}
+		}()
+		group, err := d.joinGroup(spec)
+		if err != nil {
+			return fmt.Errorf("its cgroup: %w", err)
+		}
+		defer group.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	// One that is killed in the middle of it leaves no guest behind.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start: %w", err)
+	}
+	if err := limitProcess(cmd.Process.Pid, 16<<20); err != nil {
+		p.unlimited = err.Error()
 	}
 	timeout := time.AfterFunc(limit, func() { cmd.Process.Kill() })
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })

@@ -118,16 +118,39 @@ type keyboard struct{ m *machine }
 const typeTime = 10 * time.Second
 
 func (k keyboard) Write(b []byte) (int, error) {
-	k.m.mu.Lock()
-	conn := k.m.serial
-	k.m.mu.Unlock()
-	if conn == nil {
-		return 0, io.ErrClosedPipe
+	end := time.Now().Add(typeTime)
+	conn, err := k.m.typewriter(end)
+	if err != nil {
+		return 0, err
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(typeTime)); err != nil {
+	if err := conn.SetWriteDeadline(end); err != nil {
 		return 0, err
 	}
 	return conn.Write(b)
+}
+
+// typewriter gives the connection to the serial line, which a new agent does not have at once.
+func (m *machine) typewriter(end time.Time) (net.Conn, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		m.mu.Lock()
+		conn := m.serial
+		m.mu.Unlock()
+		if conn != nil {
+			return conn, nil
+		}
+		select {
+		case <-m.gone:
+			return nil, io.ErrClosedPipe
+		case <-m.driver.ctx.Done():
+			return nil, io.ErrClosedPipe
+		case now := <-tick.C:
+			if now.After(end) {
+				return nil, os.ErrDeadlineExceeded
+			}
+		}
+	}
 }
 
 // Display implements machines.Reader.

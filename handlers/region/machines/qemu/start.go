@@ -53,13 +53,15 @@ func (d *Driver) Start(ctx context.Context, s machines.Spec, memory *machines.Me
 		return err
 	}
 	m, err := d.reserve(h, s)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.begin(ctx, m, h, memory)
 	}
-	if err := d.begin(ctx, m, h, memory); err != nil {
+	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTime)
 		defer cancel()
-		return errors.Join(err, d.remove(undo, s.ID, false))
+		err = errors.Join(err, d.remove(undo, s.ID, false))
+		d.board.Tell(machines.Status{ID: s.ID, State: machines.Ended, End: machines.EndKilled}) // where an ended one was before
+		return err
 	}
 	m.mu.Lock()
 	m.starting = false
@@ -191,11 +193,11 @@ func (d *Driver) spawn(m *machine, h *hostFacts, dir string, files *inherited, i
 	}
 	defer log.Close()
 	cmd := h.emulator.command(h.profile, m.record.UID, jail, log, arguments, files.files())
-	group, err := d.joinGroup(s)
-	if err != nil {
-		return fmt.Errorf("its cgroup: %w", err)
-	}
-	if group != nil {
+	if h.profile.grouped {
+		group, err := d.joinGroup(s)
+		if err != nil {
+			return fmt.Errorf("its cgroup: %w", err)
+		}
 		defer group.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
 	}
@@ -211,7 +213,11 @@ func (d *Driver) spawn(m *machine, h *hostFacts, dir string, files *inherited, i
 	r, ram := m.record, m.ram
 	m.mu.Unlock()
 	m.follow(p, ram)
-	return errors.Join(d.store(r), p.limit(s.Memory))
+	err = limitProcess(p.PID, s.Memory)
+	if err != nil && h.profile.unlimited != "" {
+		err = nil // as said in Capabilities
+	}
+	return errors.Join(err, d.store(r))
 }
 
 // inherit makes what the emulator gets as descriptors, and the agent's side of the disks. The files that are there must be
