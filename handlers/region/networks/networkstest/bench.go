@@ -43,14 +43,14 @@ func Benchmark(b *testing.B, h Harness) {
 		b.ReportMetric(float64(b.N)*chunk*8/float64(b.Elapsed().Nanoseconds()), "Gbit/s")
 	}
 	b.Run("out", func(b *testing.B) {
-		w := newWorld(b, h)
+		w := newWorld(b, h, 0)
 		w.start()
 		server := w.serveTCP(drain)
 		w.apply(shop())
 		send(b, w.guest(port("web", 0)).mustDialTCP(w.published(server)))
 	})
 	b.Run("in", func(b *testing.B) {
-		w := newWorld(b, h)
+		w := newWorld(b, h, 1)
 		w.start()
 		w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}))
 		accept(b, w.guest(port("web", 0)).listenTCP(80), drain)
@@ -62,7 +62,7 @@ func Benchmark(b *testing.B, h Harness) {
 		send(b, c.(*net.TCPConn))
 	})
 	b.Run("between", func(b *testing.B) {
-		w := newWorld(b, h)
+		w := newWorld(b, h, 2)
 		w.start()
 		w.apply(shop())
 		web, db := w.guest(port("web", 0)), w.guest(port("db", 0))

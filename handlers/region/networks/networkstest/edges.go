@@ -326,96 +326,79 @@ func (w *world) eventually(what string, is func() bool) {
 	}
 }
 
-// serveUDP answers each datagram outside with who has sent it and what.
-func (w *world) serveUDP() netip.AddrPort {
-	w.t.Helper()
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.outside(2), 0)))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { c.Close() })
-	go func() {
-		buf := make([]byte, 1<<16)
-		for {
-			n, from, err := c.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			_, _ = c.WriteToUDPAddrPort(fmt.Appendf(nil, "%s said %s", from, buf[:n]), from)
-		}
-	}()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort()
-}
-
-// ask sends a datagram until one is answered: a network may lose some, though these do not lose many.
-func ask(t testing.TB, c net.Conn, say string) string {
-	t.Helper()
-	buf := make([]byte, 1<<16)
-	for range 20 {
-		if _, err := io.WriteString(c, say); err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetReadDeadline(time.Now().Add(patience / 20))
-		if n, err := c.Read(buf); err == nil {
-			return string(buf[:n])
-		}
-	}
-	t.Fatal("no datagram is answered")
-	return ""
-}
-
-func udpOut(w *world) {
-	server := w.serveUDP()
-	w.apply(w.opened())
+func portPool(w *world) {
+	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 9000, Last: 9004, To: 7000}))
 	web := w.guest(port("web", 0))
-	c := web.dialUDP(w.published(server))
-	for _, say := range []string{"hello", "again", strings.Repeat("long ", 8000)} {
-		from, said, _ := strings.Cut(ask(w.t, c, say), " said ")
-		if said != say || netip.MustParseAddrPort(from).Addr() != w.bound(5, 0).Addr() {
-			w.t.Errorf("%d bytes from %s, want %d from %s", len(said), from, len(say), w.bound(5, 0).Addr())
-		}
-	}
-}
-
-func udpIn(w *world) {
-	w.apply(w.opened(networks.Forward{Protocol: networks.UDP, Port: 53, To: 5353}))
-	web := w.guest(port("web", 0))
-	inside := web.listenUDP(5353)
-	go func() {
-		buf := make([]byte, 1<<16)
-		for {
-			n, from, err := inside.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = inside.WriteTo(fmt.Appendf(nil, "%s said %s", from.(*net.UDPAddr).IP, buf[:n]), from)
-		}
-	}()
-	for i := range 3 {
-		c, err := net.Dial("udp4", w.bound(5, 53).String())
+	for i := range uint16(5) {
+		accept(w.t, web.listenTCP(7000+i), func(c net.Conn) { fmt.Fprint(c, 7000+i) })
+		c, err := net.Dial("tcp4", w.bound(5, 9000+i).String())
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		defer c.Close()
-		say := strings.Repeat(fmt.Sprint(i), 2000) // in two fragments
-		if got, want := ask(w.t, c, say), "10.0.1.1 said "+say; got != want {
-			w.t.Errorf("%d bytes: %.40s…, want %.40s…", len(got), got, want)
+		if got, want := readAll(w.t, c), fmt.Sprint(7000+i); got != want {
+			w.t.Errorf("port %d leads to %s, want %s", 9000+i, got, want)
 		}
+	}
+	if c, err := net.Dial("tcp4", w.bound(5, 9005).String()); err == nil {
+		c.Close()
+		w.t.Error("a port beyond the pool is open")
 	}
 }
 
-func udpIdle(w *world) {
-	server := w.serveUDP()
-	w.apply(w.opened(networks.Forward{Protocol: networks.UDP, Port: 53}))
-	web := w.guest(port("web", 0))
-	out := web.dialUDP(w.published(server))
-	ask(w.t, out, "hello")
-	in, err := net.Dial("udp4", w.bound(5, 53).String())
-	if err != nil {
-		w.t.Fatal(err)
+func sourcePorts(w *world) {
+	server := w.serveTCP(func(c net.Conn) {
+		fmt.Fprintln(c, c.RemoteAddr())
+		_, _ = io.Copy(io.Discard, c)
+	})
+	const first, count = 31000, 3
+	n := w.opened()
+	n.Edge.SourcePorts = networks.PortRange{First: first, Last: first + count - 1}
+	w.apply(n)
+	web, app := w.guest(port("web", 0)), w.guest(port("app", 0))
+	to := w.published(server)
+	seen := map[uint16]bool{}
+	line := func(c net.Conn) string {
+		w.t.Helper()
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return strings.TrimSpace(string(buf[:n]))
 	}
-	defer in.Close()
-	fmt.Fprint(in, "nobody answers")
-	w.eventually("flows of datagrams are forgotten", func() bool { return w.edge("shop").Connections == 0 && w.edge("shop").Opened >= 2 })
-	ask(w.t, out, "and again")
+	var held []net.Conn
+	for range count {
+		c := web.mustDialTCP(to)
+		from := netip.MustParseAddrPort(line(c))
+		if from.Port() < first || from.Port() >= first+count || seen[from.Port()] || from.Addr() != w.bound(5, 0).Addr() {
+			w.t.Errorf("a connection comes from %s", from)
+		}
+		seen[from.Port()] = true
+		held = append(held, c)
+	}
+	if _, err := web.dialTCP(within(w.t), to); err == nil {
+		w.t.Error("one more connection than ports")
+	}
+	if e := w.edge("shop"); e.PortsExhausted != 1 {
+		w.t.Errorf("ports were exhausted %d times, want 1", e.PortsExhausted)
+	}
+	line(app.mustDialTCP(to)) // the edge's own ports are others
+	held[0].Close()
+	w.eventually("a port is given back", func() bool {
+		c, err := web.dialTCP(within(w.t), to)
+		if err == nil {
+			w.t.Cleanup(func() { c.Close() })
+		}
+		return err == nil
+	})
+}
+
+func echoOut(w *world) {
+	w.apply(shop())
+	web := w.guest(port("web", 0))
+	if err := web.echo(within(w.t), w.published(netip.AddrPortFrom(w.outside(1), 0)).Addr(), 1000); err != nil {
+		w.t.Error(err)
+	}
 }

@@ -3,8 +3,6 @@
 package networkstest
 
 import (
-	"crypto/sha256"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -30,9 +28,10 @@ type Harness struct {
 
 // Run tries everything that the substrate says it can do.
 func Run(t *testing.T, make func(t *testing.T) Harness) {
-	for _, c := range cases() {
+	for i, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, make(t))
+			t.Parallel()
+			w := newWorld(t, make(t), i)
 			if c.options != nil {
 				c.options(&w.options)
 			}
@@ -80,10 +79,10 @@ const resolverPort = 20053
 // offset is what is added to public ports, so that none needs a privilege.
 const offset = 20000
 
-func newWorld(t testing.TB, h Harness) *world {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", t.Name(), os.Getpid()))
+// newWorld makes the n-th of this process.
+func newWorld(t testing.TB, h Harness, n int) *world {
 	w := &world{t: t, harness: h, epoch: 1}
-	w.bind = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 64 + sum[0]%64, sum[1], 0}), 24)
+	w.bind = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, byte(64 + os.Getpid()%128), byte(n), 0}), 24)
 	dir, err := os.MkdirTemp("", "net")
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -204,8 +205,8 @@ func TestNobodySendsWithAnothersAddress(t *testing.T) {
 
 func TestAddressesBeyondThePlanAreLearnedAndAge(t *testing.T) {
 	s := New(1500)
-	now := time.Duration(0)
-	s.clock = func() time.Duration { return now }
+	var now atomic.Int64
+	s.clock = func() time.Duration { return time.Duration(now.Load()) }
 	a, b, c := plug(t, s, macA), plug(t, s, macB), plug(t, s, macC)
 	introduce(a, b, c)
 	nested := MAC(0x020000000077)
@@ -220,7 +221,7 @@ func TestAddressesBeyondThePlanAreLearnedAndAge(t *testing.T) {
 	b.send(mark)
 	c.expect(mark) // not toNested
 
-	now = aging
+	now.Store(int64(aging))
 	b.send(toNested)
 	a.expect(toNested)
 	c.expect(toNested)

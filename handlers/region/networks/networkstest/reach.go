@@ -9,90 +9,12 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 )
-
-func portPool(w *world) {
-	w.apply(w.opened(networks.Forward{Protocol: networks.TCP, Port: 9000, Last: 9004, To: 7000}))
-	web := w.guest(port("web", 0))
-	for i := range uint16(5) {
-		accept(w.t, web.listenTCP(7000+i), func(c net.Conn) { fmt.Fprint(c, 7000+i) })
-		c, err := net.Dial("tcp4", w.bound(5, 9000+i).String())
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		defer c.Close()
-		if got, want := readAll(w.t, c), fmt.Sprint(7000+i); got != want {
-			w.t.Errorf("port %d leads to %s, want %s", 9000+i, got, want)
-		}
-	}
-	if c, err := net.Dial("tcp4", w.bound(5, 9005).String()); err == nil {
-		c.Close()
-		w.t.Error("a port beyond the pool is open")
-	}
-}
-
-func sourcePorts(w *world) {
-	server := w.serveTCP(func(c net.Conn) {
-		fmt.Fprintln(c, c.RemoteAddr())
-		_, _ = io.Copy(io.Discard, c)
-	})
-	const first, count = 31000, 3
-	n := w.opened()
-	n.Edge.SourcePorts = networks.PortRange{First: first, Last: first + count - 1}
-	w.apply(n)
-	web, app := w.guest(port("web", 0)), w.guest(port("app", 0))
-	to := w.published(server)
-	seen := map[uint16]bool{}
-	line := func(c net.Conn) string {
-		w.t.Helper()
-		_ = c.SetReadDeadline(time.Now().Add(patience))
-		buf := make([]byte, 100)
-		n, err := c.Read(buf)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		return strings.TrimSpace(string(buf[:n]))
-	}
-	var held []net.Conn
-	for range count {
-		c := web.mustDialTCP(to)
-		from := netip.MustParseAddrPort(line(c))
-		if from.Port() < first || from.Port() >= first+count || seen[from.Port()] || from.Addr() != w.bound(5, 0).Addr() {
-			w.t.Errorf("a connection comes from %s", from)
-		}
-		seen[from.Port()] = true
-		held = append(held, c)
-	}
-	if _, err := web.dialTCP(within(w.t), to); err == nil {
-		w.t.Error("one more connection than ports")
-	}
-	if e := w.edge("shop"); e.PortsExhausted != 1 {
-		w.t.Errorf("ports were exhausted %d times, want 1", e.PortsExhausted)
-	}
-	line(app.mustDialTCP(to)) // the edge's own ports are others
-	held[0].Close()
-	w.eventually("a port is given back", func() bool {
-		c, err := web.dialTCP(within(w.t), to)
-		if err == nil {
-			w.t.Cleanup(func() { c.Close() })
-		}
-		return err == nil
-	})
-}
-
-func echoOut(w *world) {
-	w.apply(shop())
-	web := w.guest(port("web", 0))
-	if err := web.echo(within(w.t), w.published(netip.AddrPortFrom(w.outside(1), 0)).Addr(), 1000); err != nil {
-		w.t.Error(err)
-	}
-}
 
 // silent says that nothing answers a connection within a moment, or that it is refused.
 func silent(m *Machine, to netip.AddrPort) error {
