@@ -233,7 +233,6 @@ func (d *dhcp) reply(ask *dhcpv4.DHCPv4, t dhcpv4.MessageType, mac segment.MAC, 
 	if err != nil {
 		return nil
 	}
-	r.ServerIPAddr = d.nic.addr.AsSlice()
 	if t == dhcpv4.MessageTypeNak {
 		r.SetBroadcast()
 	} else if ask.MessageType() == dhcpv4.MessageTypeRequest || ask.MessageType() == dhcpv4.MessageTypeInform {

@@ -90,8 +90,12 @@ func (d *Directory) Resolve(p networks.Protocol, to netip.AddrPort) (at netip.Ad
 	return to, !(a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a.As4()[0] == 0 || a.As4()[0] >= 240 || d.ofHost(a))
 }
 
-// Published gives the public address that stands for an address of the host, where one does.
+// Published gives the public address that stands for an address of the host, where one does. For the address that everybody
+// on the host has when they name none, none does.
 func (d *Directory) Published(a netip.Addr) (netip.Addr, bool) {
+	if a == netip.AddrFrom4([4]byte{127, 0, 0, 1}) {
+		return netip.Addr{}, false
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, publics := range d.edges {

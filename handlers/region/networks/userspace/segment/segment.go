@@ -115,6 +115,7 @@ func (s *Segment) leave(st *station, mac MAC) {
 	defer s.mu.Unlock()
 	if s.owners[mac] == st {
 		delete(s.owners, mac)
+		delete(s.parked, mac)
 	}
 	all := slices.DeleteFunc(slices.Clone(*s.stations.Load()), func(o *station) bool { return o == st })
 	s.stations.Store(&all)
