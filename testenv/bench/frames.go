@@ -149,12 +149,20 @@ func (s *stream) receive() (int, error) {
 
 func (s *stream) Close() error { return unix.Close(s.fd) }
 
-// packet is an end as the kernel has it: a packet socket on one side of a veth pair (packet(7)).
+// packet is an end as the kernel has it: a packet socket on one side of a veth pair (packet(7)). What comes is read from a
+// ring that it shares with the kernel, which wakes the reader for a block of frames and not for each: the fastest way there is.
 type packet struct {
 	fd    int
 	burst []message
-	in    []message
+	ring  []byte
+	next  int // block
 }
+
+const (
+	ringBlock  = 64 << 10 // bytes
+	ringBlocks = 64
+	ringWait   = 1 // milliseconds until a block is handed over that is not full
+)
 
 // message is struct mmsghdr (sendmmsg(2)).
 type message struct {
@@ -201,9 +209,14 @@ func openPacket(namespace, device string) (_ *packet, err error) {
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
-	p := &packet{fd: fd, in: make([]message, 64)}
-	for i := range p.in {
-		p.in[i] = messageOf(make([]byte, 2048))
+	p := &packet{fd: fd}
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3),
+		unix.SetsockoptTpacketReq3(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &unix.TpacketReq3{Block_size: ringBlock, Block_nr: ringBlocks, Frame_size: 2048, Frame_nr: ringBlocks * ringBlock / 2048, Retire_blk_tov: ringWait}))
+	if err == nil {
+		p.ring, err = unix.Mmap(fd, 0, ringBlock*ringBlocks, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return p, nil
 }
@@ -225,36 +238,40 @@ func (p *packet) load(frame []byte, times int) {
 
 func (p *packet) send() error {
 	for sent := 0; sent < len(p.burst); {
-		n, err := p.call(unix.SYS_SENDMMSG, p.burst[sent:], 0)
-		if err == unix.ENOBUFS || err == unix.EAGAIN || err == unix.EINTR {
-			continue
+		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(p.fd), uintptr(unsafe.Pointer(&p.burst[sent])), uintptr(len(p.burst)-sent), 0, 0, 0)
+		switch errno {
+		case 0:
+			sent += int(n)
+		case unix.ENOBUFS, unix.EAGAIN, unix.EINTR:
+		default:
+			return errno
 		}
-		if err != nil {
-			return err
-		}
-		sent += n
 	}
 	return nil
 }
 
+// receive takes the blocks that the kernel has handed over (struct tpacket_block_desc: the status is at 8, the frames at 12).
 func (p *packet) receive() (int, error) {
-	n, err := p.call(unix.SYS_RECVMMSG, p.in, unix.MSG_WAITFORONE)
-	if err == unix.EAGAIN || err == unix.EINTR {
-		return 0, nil
+	for waited, got := false, 0; ; {
+		block := p.ring[p.next*ringBlock:]
+		status := (*atomic.Uint32)(unsafe.Pointer(&block[8]))
+		switch {
+		case status.Load()&unix.TP_STATUS_USER != 0:
+			got += int(binary.NativeEndian.Uint32(block[12:]))
+			status.Store(unix.TP_STATUS_KERNEL)
+			p.next = (p.next + 1) % ringBlocks
+		case got > 0 || waited:
+			return got, nil
+		default:
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, int(quiet.Milliseconds())); err != nil && err != unix.EINTR {
+				return 0, err
+			}
+			waited = true
+		}
 	}
-	return n, err
 }
 
-func (p *packet) call(number uintptr, messages []message, flags int) (int, error) {
-	n, _, errno := unix.Syscall6(number, uintptr(p.fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), uintptr(flags), 0, 0)
-	runtime.KeepAlive(p)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-func (p *packet) Close() error { return unix.Close(p.fd) }
+func (p *packet) Close() error { return errors.Join(unix.Munmap(p.ring), unix.Close(p.fd)) }
 
 // flow is what a round sends: from the first end to the second, and now and then to the third.
 type flow struct {
