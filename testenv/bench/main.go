@@ -69,7 +69,7 @@ type rows struct {
 func everything() []rows {
 	return []rows{{"commands", (*bench).commandRows}, {"reads", (*bench).readRows}, {"copy", (*bench).copyRows},
 		{"clone", (*bench).cloneRows}, {"restart", (*bench).restartRows},
-		{"segment", (*bench).segmentRows}}
+		{"resume", (*bench).resumeRows}, {"segment", (*bench).segmentRows}}
 }
 
 func measure(ctx context.Context) (err error) {

@@ -212,3 +212,6 @@ func ratios(a, b []float64) []float64 {
 func spread(x []float64) string {
 	return fmt.Sprintf("%s (%s to %s)", report.Number(median(x)), report.Number(slices.Min(x)), report.Number(slices.Max(x)))
 }
+
+// extremes are the least and the largest.
+func extremes(x []float64) (least, most float64) { return slices.Min(x), slices.Max(x) }
