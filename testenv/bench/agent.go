@@ -30,21 +30,24 @@ const (
 	partPull  = "@pull"
 	partClone = "@clone"
 	partRaw   = "@raw"
+
+	partSegment = "@segment"
 )
 
 // part is what a part is told, as JSON in its second argument.
 type part struct {
-	Store  string `json:"store"`           // folder of a region's chunk store
-	Keys   string `json:"keys,omitempty"`  // folder of the authority
-	Image  string `json:"image,omitempty"` // raw image
-	Name   string `json:"name,omitempty"`  // of the root
-	Listen string `json:"listen,omitempty"`
-	From   string `json:"from,omitempty"` // URL of the source
-	Digest string `json:"digest,omitempty"`
-	Verify bool   `json:"verify,omitempty"` // read everything back before publishing, as the agent does
-	Copies int    `json:"copies,omitempty"` // how many times the image stands in the disk, different each time
-	Times  int    `json:"times,omitempty"`
-	Dir    string `json:"dir,omitempty"` // of a clone, or of the raw server
+	Store   string   `json:"store"`           // folder of a region's chunk store
+	Keys    string   `json:"keys,omitempty"`  // folder of the authority
+	Image   string   `json:"image,omitempty"` // raw image
+	Name    string   `json:"name,omitempty"`  // of the root
+	Listen  string   `json:"listen,omitempty"`
+	From    string   `json:"from,omitempty"` // URL of the source
+	Digest  string   `json:"digest,omitempty"`
+	Verify  bool     `json:"verify,omitempty"` // read everything back before publishing, as the agent does
+	Copies  int      `json:"copies,omitempty"` // how many times the image stands in the disk, different each time
+	Times   int      `json:"times,omitempty"`
+	Dir     string   `json:"dir,omitempty"`     // of a clone, or of the raw server
+	Sockets []string `json:"sockets,omitempty"` // of a segment's machines
 }
 
 // told is what a part answers, as one JSON line on stdout.
@@ -69,7 +72,7 @@ func runPart(ctx context.Context, name, arg string) error {
 	if err := json.Unmarshal([]byte(arg), &p); err != nil {
 		return err
 	}
-	run, ok := map[string]func(context.Context, part) (told, error){partSave: save, partServe: serve, partPull: pull, partClone: clone, partRaw: rawServer}[name]
+	run, ok := map[string]func(context.Context, part) (told, error){partSave: save, partServe: serve, partPull: pull, partClone: clone, partRaw: rawServer, partSegment: serveSegment}[name]
 	if !ok {
 		return fmt.Errorf("%s is no part of this program", name)
 	}

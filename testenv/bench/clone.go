@@ -18,7 +18,6 @@ func (b *bench) cloneRows(ctx context.Context) error {
 		return err
 	}
 	image := filepath.Join(dir, "disk.raw")
-	const gib = 1 << 30
 	spec := images.Spec{Label: "clone", MinBytes: 600 * mib, MaxBytes: 600 * mib}
 	if trees := images.Sources(ctx); len(trees) > 0 {
 		spec.Trees, spec.More = trees[:1], trees[1:]

@@ -68,7 +68,8 @@ type rows struct {
 // everything in the order of the document.
 func everything() []rows {
 	return []rows{{"commands", (*bench).commandRows}, {"reads", (*bench).readRows}, {"copy", (*bench).copyRows},
-		{"clone", (*bench).cloneRows}, {"restart", (*bench).restartRows}}
+		{"clone", (*bench).cloneRows}, {"restart", (*bench).restartRows},
+		{"resume", (*bench).resumeRows}, {"segment", (*bench).segmentRows}}
 }
 
 func measure(ctx context.Context) (err error) {
@@ -82,8 +83,8 @@ func measure(ctx context.Context) (err error) {
 	scratch := flag.String("scratch", "", "a folder on the disk that is measured (default: the system's for temporary files)")
 	megabytes := flag.Int64("image", 1200, "MiB of files in the image that is copied")
 	flag.IntVar(&b.repeats, "repeats", 3, "how often each copy is made")
-	flag.IntVar(&b.rounds, "rounds", 5, "how often commands and raw publishes alternate")
-	flag.DurationVar(&b.roundTime, "round", 2*time.Second, "how long a round of commands lasts")
+	flag.IntVar(&b.rounds, "rounds", 5, "how often what is compared alternates")
+	flag.DurationVar(&b.roundTime, "round", 2*time.Second, "how long a round of commands or frames lasts")
 	flag.IntVar(&b.events, "events", 1_000_000, "how many events are in the journal of the rows reads and restart")
 	flag.Parse()
 	b.imageBytes = *megabytes << 20

@@ -103,16 +103,22 @@ func (b *bench) part(ctx context.Context, netns, name string, p part, into *told
 
 // startPart starts a part that goes on, and waits for its first answer.
 func (b *bench) startPart(netns, name string, p part) (*process.Process, told, error) {
-	var t told
 	arg, err := json.Marshal(p)
 	if err != nil {
-		return nil, t, err
+		return nil, told{}, err
 	}
+	return startTelling(process.Command{Args: []string{b.self, name, string(arg)}, Netns: netns})
+}
+
+// startTelling starts what tells something when it is ready, as one line of JSON.
+func startTelling(c process.Command) (*process.Process, told, error) {
+	var t told
 	out, in, err := os.Pipe()
 	if err != nil {
 		return nil, t, err
 	}
-	proc, err := process.Start(process.Command{Args: []string{b.self, name, string(arg)}, Netns: netns, Stdout: in})
+	c.Stdout = in
+	proc, err := process.Start(c)
 	if err = errors.Join(err, in.Close()); err != nil {
 		return nil, t, errors.Join(err, out.Close())
 	}
@@ -122,7 +128,7 @@ func (b *bench) startPart(netns, name string, p part) (*process.Process, told, e
 		err = json.Unmarshal(line, &t)
 	}
 	if err != nil {
-		return nil, t, errors.Join(fmt.Errorf("%s: %w", name, err), proc.End(time.Second), out.Close())
+		return nil, t, errors.Join(fmt.Errorf("%s: %w", filepath.Base(c.Args[0]), err), proc.End(time.Second), out.Close())
 	}
 	// What it tells at its end must not meet a closed pipe.
 	go func() {
