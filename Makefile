@@ -18,15 +18,16 @@ TEST_TOOLS = \
 
 # What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
 BENCH_TOOLS = $(TEST_TOOLS) tc=iproute2 casync=casync
-REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap e2fsck=e2fsprogs cmp=diffutils
+REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap extlinux=extlinux e2fsck=e2fsprogs cmp=diffutils
+DEMO_TOOLS = qemu-system-x86_64=qemu-system-x86 mkfs.ext4=e2fsprogs curl=curl
 
 # Debian keeps mkfs and its like where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help build test race soak bench real lint fmt generate go tools
+.PHONY: help build test race soak bench real demo-machines lint fmt generate go tools
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: go ## build ./tombolo
 	go build -o tombolo ./cmd/tombolo
@@ -48,6 +49,10 @@ bench: go ## measure against limits and peers, write docs/benchmarks.md; fails w
 real: go ## three real Debian disks through save, copies and replacement, write docs/real-disks.md (root, a mirror)
 	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(REAL_TOOLS)"
 	go run ./testenv/real
+
+demo-machines: go ## machines and networks that run, shown and told in under three minutes (DEMO="-keep -accelerator tcg" for its flags)
+	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(DEMO_TOOLS)"
+	go run ./testenv/demomachines $(DEMO)
 
 lint: go ## check the rules of the house only: import directions, vet, staticcheck, documents
 	go test ./testenv/lint
