@@ -131,7 +131,8 @@ func (c *Client) try(ctx context.Context, method, path string, body []byte, kind
 		if !q.Has("account") {
 			q.Set("account", "default")
 		}
-		if seen := c.written.Load(); method == http.MethodGet && seen > 0 && !q.Has("as-of") && !strings.HasPrefix(r.URL.Path, "/v1/events") {
+		if seen := c.written.Load(); method == http.MethodGet && seen > 0 && !q.Has("as-of") && !strings.HasPrefix(r.URL.Path, "/v1/events") &&
+			!strings.HasSuffix(r.URL.Path, "/host") {
 			after, err := strconv.ParseUint(q.Get("after"), 10, 64)
 			if err != nil || after < seen {
 				q.Set("after", strconv.FormatUint(seen, 10))

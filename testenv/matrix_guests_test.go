@@ -1,20 +1,22 @@
 package testenv
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region"
+	"github.com/tombolo-vdc/tombolo/handlers/region/machines"
 	"github.com/tombolo-vdc/tombolo/testenv/faults"
 )
 
 // TestFailureMatrixOfMachines: capability 100, for what runs: a machine is
 // started, its edge is set, it is suspended and goes on, is saved with its memory
 // while it runs, goes on in another region from there, is powered off, booted and
-// deleted. In each of these phases every step ends its process once, as in
-// TestFailureMatrix, where it does not do so there; the machines and the networks have processes of their own,
+// deleted. In each of these phases the steps that have to do with it end their
+// process once, as in TestFailureMatrix; the machines and the networks have processes of their own,
 // which must outlive that. In the end the guest is the one that was started, in
 // what state it should be, and nothing is left on any host.
 func TestFailureMatrixOfMachines(t *testing.T) {
@@ -27,7 +29,7 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 	w.BoundPools()
 	here, there := w.Region("beijing"), w.Region("sydney")
 
-	m.arm("start", "start")
+	m.armFor("start", "host.", "command.report-", "append.environment.", "append.work.")
 	env, err := w.createFrom(w.Context(), "beijing", w.oneMachine("shop", mib), bootDisk(t, 1, mib))
 	if err != nil {
 		t.Fatal(err)
@@ -36,18 +38,18 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 	m.runs(env, "web", here)
 	m.mark(env, here, 'x')
 
-	m.arm("edge", "edge")
+	m.armFor("edge", "host.", "command.report-", "append.environment.", "append.work.")
 	m.edge(env)
 	m.rest()
 	m.marked(env, here, 'x')
 
-	m.arm("suspend", "suspend")
+	m.armFor("suspend", "host.", "command.report-", "append.environment.", "append.work.", "store.", "session.")
 	w.Done(w.Power(env, "suspended"))
 	m.rest()
 	w.Seen(env, "web", "suspended")
 	m.guests(here, 0)
 
-	m.arm("resume", "resume")
+	m.armFor("resume", "host.", "command.report-", "append.environment.", "append.work.", "store.")
 	w.Done(w.Power(env, "running"))
 	m.rest()
 	m.marked(env, here, 'x')
@@ -64,7 +66,10 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 	m.marked(clone, there, 'x')
 	m.marked(env, here, 'x')
 
-	m.arm("off", "power off")
+	m.interrupted(env, here)
+	m.marked(env, here, 'x')
+
+	m.armFor("off", "host.", "command.report-", "append.environment.", "append.work.")
 	w.Done(w.Power(env, "powered-off"))
 	m.rest()
 	w.Seen(env, "web", "powered-off")
@@ -89,6 +94,42 @@ func TestFailureMatrixOfMachines(t *testing.T) {
 		a.Left(t, clone)
 	}
 	m.once()
+}
+
+// interrupted asks a region's agent to end, which suspends its machines, until it
+// has: it is ended at each step of that, and started again each time.
+func (m *matrix) interrupted(env string, a *Agent) {
+	m.t.Helper()
+	m.armFor("rest", "host.", "store.", "session.")
+	for ended := false; !ended; {
+		p := a.process()
+		p.Interrupt()
+		ended = p.Exit(m.Context()) == 0
+		// It may have been suspended, or only have stood still, or neither.
+		m.insist("the machine runs again", func() error {
+			var host struct{ Running []machines.Status }
+			if err := a.Client().Once(m.Context(), "GET", "/v1/regions/"+a.Region+"/host", nil, &host); err != nil {
+				return err
+			}
+			seen := m.environment(env).machine("web").Observed
+			if len(host.Running) != 1 || host.Running[0].State != machines.Running || seen != "running" {
+				return fmt.Errorf("it is seen %s: %s", seen, JSON(host))
+			}
+			return nil
+		})
+		m.rest()
+	}
+	spent, err := m.kind.dir(a.Region).Spent()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, change := range []string{"host." + string(region.PauseMachines), "store.Publish", "host." + string(region.KillMachine)} {
+		for _, step := range []string{faults.Before(change), faults.After(change)} {
+			if !slices.Contains(spent, "rest/"+step) {
+				m.t.Errorf("no end of an agent has ended at %s", step)
+			}
+		}
+	}
 }
 
 // armFor is arm for a phase whose other steps end processes in TestFailureMatrix:

@@ -32,13 +32,16 @@ type guests struct {
 
 	mu   sync.Mutex
 	busy map[machines.ID]int // in the hands of a job, which reports what becomes of it
-	look chan struct{}       // something may have changed by itself
+	// looked is what is looked at, reported and cleaned up behind, until the channel
+	// is closed: a job that started one again in the middle of it would lose it.
+	looked map[machines.ID]chan struct{}
+	look   chan struct{} // something may have changed by itself
 
 	pools []networks.Pool // as the networks were told last; of run
 }
 
 func openGuests(ctx context.Context, a *Agent) (g *guests, err error) {
-	g = &guests{agent: a, busy: map[machines.ID]int{}, look: make(chan struct{}, 1)}
+	g = &guests{agent: a, busy: map[machines.ID]int{}, looked: map[machines.ID]chan struct{}{}, look: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())
@@ -87,10 +90,7 @@ func (g *guests) wake() {
 
 // take marks machines as in the hands of a job until the result is called.
 func (g *guests) take(ids ...machines.ID) (release func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, id := range ids {
-		g.busy[id]++
+	for !g.tryTake(ids) {
 	}
 	return func() {
 		g.mu.Lock()
@@ -104,10 +104,39 @@ func (g *guests) take(ids ...machines.ID) (release func()) {
 	}
 }
 
-func (g *guests) isBusy(id machines.ID) bool {
+// tryTake waits where one of the machines is looked at, and then takes none.
+func (g *guests) tryTake(ids []machines.ID) bool {
+	g.mu.Lock()
+	for _, id := range ids {
+		if done := g.looked[id]; done != nil {
+			g.mu.Unlock()
+			<-done
+			return false
+		}
+	}
+	defer g.mu.Unlock()
+	for _, id := range ids {
+		g.busy[id]++
+	}
+	return true
+}
+
+// lookAt keeps jobs from a machine until the result is called; false: it is in
+// the hands of one.
+func (g *guests) lookAt(id machines.ID) (release func(), ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.busy[id] > 0
+	if g.busy[id] > 0 {
+		return nil, false
+	}
+	done := make(chan struct{})
+	g.looked[id] = done
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.looked, id)
+		close(done)
+	}, true
 }
 
 // available says why the region cannot run machines.
@@ -323,9 +352,11 @@ func (g *guests) restEnvironment(ctx context.Context, env events.EnvironmentID) 
 			return err
 		}
 		for _, n := range live {
+			done := g.agent.around(KillMachine)
 			if err := g.machines.Kill(ctx, g.epoch(), machineID(env, n.ID)); err != nil {
 				return err
 			}
+			done()
 		}
 	}
 	if g.networks == nil {

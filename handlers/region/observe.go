@@ -191,9 +191,11 @@ func (g *guests) observeMachines(ctx context.Context, env events.EnvironmentID) 
 	var ended []machines.ID
 	for _, n := range machineNodes(content) {
 		id := machineID(env, n.ID)
-		if g.isBusy(id) {
+		release, ok := g.lookAt(id)
+		if !ok {
 			continue // its job says what becomes of it
 		}
+		defer release()
 		said, over, err := g.observeMachine(ctx, graph.Power(row.machines[n.ID].Observed), id, n)
 		if said != nil {
 			news = append(news, *said)
@@ -255,8 +257,11 @@ func (g *guests) observeMachine(ctx context.Context, was graph.Power, id machine
 	case machines.Running:
 		return g.runs(ctx, n.ID), false, nil
 	case machines.Paused:
-		if hasMemory(n) || was != graph.Running {
+		if was != graph.Running {
 			return nil, false, nil // an order is open that goes on from here
+		}
+		if hasMemory(n) { // somebody was killed between storing its memory and ending it
+			return because(n.ID, graph.Suspended, events.CauseRegionStopped, "it was suspended when its region's agent ended"), true, nil
 		}
 		// Somebody was killed between pausing and continuing it.
 		g.agent.cfg.Log.Warn("a machine was left standing still and goes on", "machine", id)
