@@ -23,6 +23,9 @@ type kind struct {
 	inTurn, ends bool
 }
 
+// alone says that the work has its environment to itself while it is performed.
+func (k kind) alone() bool { return k.inTurn || k.ends }
+
 // kinds is the table of what an agent can do. The effects that each leaves
 // carry the order's id, and are listed by Inventory (janitor.go).
 func kinds() map[events.WorkKind]kind {

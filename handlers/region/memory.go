@@ -86,6 +86,10 @@ func (a *Agent) storeMemory(ctx context.Context, session chunks.Session, g graph
 	}), stored, nil
 }
 
+// maxDevices is the most that the state of a machine's devices may take, in
+// bytes: far above what any emulator writes.
+const maxDevices = 256 << 20
+
 // openMemory gives the stored memory of a machine; close lets go of it.
 func (a *Agent) openMemory(ctx context.Context, n graph.Node) (m *machines.Memory, close func(), err error) {
 	var open []*chunks.Disk
@@ -106,6 +110,9 @@ func (a *Agent) openMemory(ctx context.Context, n graph.Node) (m *machines.Memor
 			return nil, nil, err
 		}
 		open = append(open, d)
+		if i.Name == graph.MemoryRAM && d.Size() != n.MemoryBytes() || i.Name == graph.MemoryDevices && d.Size() > maxDevices {
+			return nil, nil, fail("memory-damaged", "start it cold", "the %s of machine %s has %d bytes", i.Name, n.ID, d.Size())
+		}
 		switch i.Name {
 		case graph.MemoryRAM:
 			m.RAM = d

@@ -182,6 +182,20 @@ func (g *guests) observeMachines(ctx context.Context, env events.EnvironmentID) 
 	if err != nil {
 		return err
 	}
+	ours := map[string]bool{}
+	for _, n := range machineNodes(content) {
+		// Of one in the hands of a job, the job says what becomes of it.
+		if release, ok := g.lookAt(machineID(env, n.ID)); ok {
+			defer release()
+			ours[n.ID] = true
+		}
+	}
+	// What a job has just changed is seen only now.
+	if content, err = g.agent.environmentGraph(env); os.IsNotExist(err) {
+		return nil // it is gone
+	} else if err != nil {
+		return err
+	}
 	row, ok, err := g.row(env)
 	if err != nil || !ok {
 		return err
@@ -190,12 +204,10 @@ func (g *guests) observeMachines(ctx context.Context, env events.EnvironmentID) 
 	var news []environment.MachineReport
 	var ended []machines.ID
 	for _, n := range machineNodes(content) {
-		id := machineID(env, n.ID)
-		release, ok := g.lookAt(id)
-		if !ok {
-			continue // its job says what becomes of it
+		if !ours[n.ID] {
+			continue
 		}
-		defer release()
+		id := machineID(env, n.ID)
 		said, over, err := g.observeMachine(ctx, graph.Power(row.machines[n.ID].Observed), id, n)
 		if said != nil {
 			news = append(news, *said)

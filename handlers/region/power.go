@@ -254,7 +254,8 @@ func (p *powering) forgetMemory(ctx context.Context, names ...string) error {
 }
 
 // keepStored makes the graph the environment's, when what it is stored in has
-// changed: its roots are made before, and the old ones let go of after.
+// changed: its roots are made before, and the old ones let go of after. What is
+// not let go of is with the next change.
 func (a *Agent) keepStored(ctx context.Context, env events.EnvironmentID, g graph.Graph) error {
 	order, err := os.ReadFile(a.environmentPath(env, "order"))
 	if err != nil {
@@ -266,7 +267,10 @@ func (a *Agent) keepStored(ctx context.Context, env events.EnvironmentID, g grap
 	if err := a.keepGraph(env, g); err != nil {
 		return err
 	}
-	return a.release(ctx, env, indexesOf(g))
+	if err := a.release(ctx, env, indexesOf(g)); err != nil {
+		a.cfg.Log.Warn("what an environment was stored in before is kept for now", "environment", env, "error", err)
+	}
+	return nil
 }
 
 // suspend stores the memory of machines, all of one moment, and ends them. What
@@ -279,7 +283,7 @@ func (p *powering) suspend(ctx context.Context, nodes []graph.Node, failures map
 			return err
 		}
 		switch {
-		case there && s.State != machines.Ended && p.suspended(n.ID): // stored before a crash; it has not run since
+		case there && s.State == machines.Paused && p.suspended(n.ID): // stored before a crash; it has not run since
 			if err := p.dismiss(ctx, n); err != nil {
 				return err
 			}
@@ -287,6 +291,9 @@ func (p *powering) suspend(ctx context.Context, nodes []graph.Node, failures map
 				return err
 			}
 		case there && s.State != machines.Ended:
+			if err := p.forgetMemory(ctx, n.ID); err != nil { // it runs: what is kept is not its any more
+				return err
+			}
 			live = append(live, n)
 		case p.suspended(n.ID):
 			if err := p.say(ctx, graph.Suspended, nil, n); err != nil {
@@ -326,7 +333,8 @@ func (p *powering) dismiss(ctx context.Context, n graph.Node) error {
 
 // suspendAll pauses machines together, stores their memory, and makes that the
 // environment's. They stand still after it, their processes there. After an
-// error they run as before.
+// error they run as before, unless it is not known whether their memory is the
+// environment's: a machine that ran on then would meet it again, with newer disks.
 func (a *Agent) suspendAll(ctx context.Context, env events.EnvironmentID, g graph.Graph, nodes []graph.Node, owner string, epoch int, progress func(chunks.Progress)) (out graph.Graph, err error) {
 	var ids []machines.ID
 	for _, n := range nodes {
@@ -346,39 +354,98 @@ func (a *Agent) suspendAll(ctx context.Context, env events.EnvironmentID, g grap
 		return g, err
 	}
 	done()
-	defer func() {
-		if err == nil {
-			return
-		}
-		late, cancel := within(ctx, switchPatience)
-		defer cancel()
-		err = errors.Join(err, driver.Continue(late, epoch, ids...), dropHold(late, a, owner))
-	}()
-	captured := map[string]*machines.Capture{}
-	defer func() {
-		for _, c := range captured {
-			err = errors.Join(err, c.Close())
-		}
-	}()
+	next := g
 	for _, n := range nodes {
-		if captured[n.ID], err = driver.Capture(ctx, epoch, machineID(env, n.ID)); err != nil {
-			delete(captured, n.ID)
-			return g, err
+		if next, err = a.storeMachine(ctx, session, next, n, machineID(env, n.ID), epoch, progress); err != nil {
+			return g, errors.Join(err, a.goOn(ctx, epoch, owner, ids))
 		}
 	}
-	next, _, err := a.storeMemory(ctx, session, g, captured, progress)
+	// From here on a cancelled order is as one that came too late.
+	late, cancel := within(ctx, switchPatience)
+	defer cancel()
+	for _, id := range ids {
+		if s, err := driver.Status(late, id); err != nil || s.State != machines.Paused {
+			return g, errors.Join(fail("machine-not-still", "suspend it again", "machine %s did not stand still until its memory was stored", id), err, a.goOn(late, epoch, owner, ids))
+		}
+	}
+	if err := a.keepStored(late, env, next); err != nil {
+		if back := a.keepGraph(env, g); back != nil {
+			return g, errors.Join(err, back) // they stand still, until it is known what is kept
+		}
+		return g, errors.Join(err, a.goOn(late, epoch, owner, ids))
+	}
+	if err := dropHold(late, a, owner); err != nil {
+		a.cfg.Log.Warn("a hold is kept for now", "owner", owner, "error", err)
+	}
+	return next, nil
+}
+
+// storeMachine stores the memory of one machine that stands still, and gives the
+// graph that tells of it.
+func (a *Agent) storeMachine(ctx context.Context, session chunks.Session, g graph.Graph, n graph.Node, id machines.ID, epoch int, progress func(chunks.Progress)) (graph.Graph, error) {
+	c, err := a.guests.machines.Capture(ctx, epoch, id)
 	if err != nil {
 		return g, err
 	}
-	if err := a.keepStored(ctx, env, next); err != nil {
-		return g, err
-	}
-	return next, dropHold(ctx, a, owner)
+	out, _, err := a.storeMemory(ctx, session, g, map[string]*machines.Capture{n.ID: c}, progress)
+	return out, errors.Join(err, c.Close())
 }
 
-// undoPower leaves the machines as they are, and lets go of what was stored and
-// not used.
-func (j *job) undoPower(ctx context.Context) error { return dropHold(ctx, j.agent, string(j.Work)) }
+// goOn lets machines run that were to be suspended and are not, and lets go of
+// what was stored of them.
+func (a *Agent) goOn(ctx context.Context, epoch int, owner string, ids []machines.ID) error {
+	late, cancel := within(ctx, switchPatience)
+	defer cancel()
+	return errors.Join(a.guests.machines.Continue(late, epoch, ids...), dropHold(late, a, owner))
+}
+
+// undoPower lets go of what was stored and not used, and of machines that were
+// left standing still half way: one whose memory is kept is suspended, one that
+// was seen running runs, and any other is off.
+func (j *job) undoPower(ctx context.Context) error {
+	if err := dropHold(ctx, j.agent, string(j.Work)); err != nil {
+		return err
+	}
+	g, err := j.agent.environmentGraph(j.Order.Environment)
+	if os.IsNotExist(err) || j.agent.guests.machines == nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p := &powering{job: j, env: j.Order.Environment, graph: g}
+	seen, _, err := j.agent.guests.row(p.env)
+	if err != nil {
+		return err
+	}
+	for _, n := range machineNodes(g) {
+		release := j.agent.guests.take(machineID(p.env, n.ID))
+		err := p.settle(ctx, n, graph.Power(seen.machines[n.ID].Observed))
+		release()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle brings a machine that stands still to a state that lasts.
+func (p *powering) settle(ctx context.Context, n graph.Node, was graph.Power) error {
+	s, there, err := p.status(ctx, n)
+	if err != nil || !there || s.State != machines.Paused {
+		return err
+	}
+	switch {
+	case p.suspended(n.ID):
+		if err := p.dismiss(ctx, n); err != nil {
+			return err
+		}
+		return p.say(ctx, graph.Suspended, nil, n)
+	case was == graph.Running:
+		return p.agent.guests.machines.Continue(ctx, p.epoch, machineID(p.env, n.ID))
+	}
+	return p.end(ctx, n, graph.PoweredOff)
+}
 
 func dropHold(ctx context.Context, a *Agent, owner string) error {
 	_, err := a.store.Release(ctx, owner)
@@ -396,6 +463,9 @@ func (p *powering) start(ctx context.Context, nodes []graph.Node, failures map[s
 		}
 		switch {
 		case there && s.State == machines.Running:
+			if err := p.forgetMemory(ctx, n.ID); err != nil {
+				return err
+			}
 			if err := p.running(ctx, n); err != nil {
 				return err
 			}
@@ -516,9 +586,6 @@ func (p *powering) resume(ctx context.Context, nodes []graph.Node, failures map[
 	for _, n := range nodes {
 		err := p.restore(ctx, n)
 		if machines.CodeOf(err) == machines.MemoryIncompatible && p.Order.Cold {
-			if err := p.forgetMemory(ctx, n.ID); err != nil {
-				return nil, err
-			}
 			cold = append(cold, n)
 			continue
 		}
@@ -548,6 +615,9 @@ func (p *powering) resume(ctx context.Context, nodes []graph.Node, failures map[
 		}
 		return nil, nil
 	}
+	for _, n := range cold {
+		names = append(names, n.ID)
+	}
 	if err := p.forgetMemory(ctx, names...); err != nil {
 		return nil, err
 	}
@@ -556,7 +626,7 @@ func (p *powering) resume(ctx context.Context, nodes []graph.Node, failures map[
 		return nil, err
 	}
 	done()
-	on := slices.DeleteFunc(slices.Clone(nodes), func(n graph.Node) bool { return !slices.Contains(names, n.ID) })
+	on := slices.DeleteFunc(slices.Clone(nodes), func(n graph.Node) bool { return !slices.Contains(ids, machineID(p.env, n.ID)) })
 	return cold, p.running(ctx, on...)
 }
 

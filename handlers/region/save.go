@@ -31,6 +31,13 @@ func (j *job) save(ctx context.Context) (events.Result, error) {
 	if err := j.asItIs(ctx, id, &g); err != nil {
 		return events.Result{}, err
 	}
+	if !j.Order.Memory { // of those that are to run there may be one all the same: the agent was told to end meanwhile
+		for _, n := range machineNodes(g) {
+			if n.Power == graph.Running {
+				g = withoutMemory(g, n.ID)
+			}
+		}
+	}
 	m := graph.Manifest{Format: graph.ManifestFormat, Environment: id, Region: j.Region, Depth: graph.ConfigurationData, Graph: g, Order: g.Order()}
 	if result.Manifest, err = j.put(ctx, m); err != nil {
 		return events.Result{}, err

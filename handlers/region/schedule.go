@@ -17,11 +17,13 @@ import (
 
 // running is one piece of work that the agent performs or waits to try again.
 type running struct {
-	cancel  context.CancelFunc
-	undo    bool
-	attempt int
-	again   time.Time // not before; set when a try has failed for now
-	active  bool
+	environment events.EnvironmentID
+	cancel      context.CancelFunc
+	alone       bool // has its environment to itself while it is active
+	undo        bool
+	attempt     int
+	again       time.Time // not before; set when a try has failed for now
+	active      bool
 }
 
 // job is what a kind of work gets to see.
@@ -209,7 +211,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 	var next time.Time
 	for _, o := range a.fair(open) {
 		r := a.jobs[o.Work]
-		if r != nil && r.active || *active >= a.cfg.Slots || turn.waits(a.kinds[o.Kind], o) {
+		if r != nil && r.active || *active >= a.cfg.Slots || turn.waits(a.kinds[o.Kind], o) || turn.taken(a.kinds[o.Kind], o) {
 			continue
 		}
 		if r != nil && now.Before(r.again) {
@@ -223,7 +225,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 			return nil, fmt.Errorf("work order %s is of kind %q, which this agent does not know", o.Work, o.Kind)
 		}
 		if r == nil {
-			r = &running{undo: o.Undo}
+			r = &running{environment: o.Order.Environment, alone: k.alone(), undo: o.Undo}
 			a.jobs[o.Work] = r
 		}
 		r.attempt++
@@ -238,6 +240,7 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 		}
 		jobCtx, cancel := context.WithCancel(ctx)
 		r.cancel, r.active = cancel, true
+		turn[o.Order.Environment] = turn[o.Order.Environment].with(o.Work, k)
 		*active++
 		go func() {
 			err := j.perform(jobCtx, k)
@@ -263,9 +266,13 @@ func (a *Agent) reconcile(ctx context.Context, active *int, done chan<- error) (
 
 // turns says, for each environment with open orders, which of those that have it
 // to themselves comes first, and whether another order ends it.
-type turns map[events.EnvironmentID]struct {
+type turns map[events.EnvironmentID]turnOf
+
+// turnOf is of one environment.
+type turnOf struct {
 	first uint64 // sequence of the order; 0: there is none
 	ended bool
+	busy  events.WorkID // the order that is being performed, though it is cancelled perhaps
 }
 
 func (a *Agent) turnsOf(open []openOrder) turns {
@@ -278,10 +285,31 @@ func (a *Agent) turnsOf(open []openOrder) turns {
 		t.ended = t.ended || k.ends && !o.Undo
 		out[o.Order.Environment] = t
 	}
+	for id, r := range a.jobs {
+		if r.active && r.alone {
+			t := out[r.environment]
+			t.busy = id
+			out[r.environment] = t
+		}
+	}
 	return out
 }
 
-// waits says that the order's environment is another order's at this time.
+// with is the turn once the order is being performed.
+func (t turnOf) with(w events.WorkID, k kind) turnOf {
+	if k.alone() {
+		t.busy = w
+	}
+	return t
+}
+
+// taken says that another order has the order's environment to itself just now.
+func (t turns) taken(k kind, o openOrder) bool {
+	busy := t[o.Order.Environment].busy
+	return k.alone() && busy != "" && busy != o.Work
+}
+
+// waits says that the order's environment is another order's turn.
 func (t turns) waits(k kind, o openOrder) bool {
 	turn := t[o.Order.Environment]
 	return k.inTurn && !o.Undo && (turn.ended || turn.first < o.Sequence)
