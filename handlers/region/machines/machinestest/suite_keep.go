@@ -255,6 +255,7 @@ func endsWhileAway(t *testing.T, w *world) {
 		t.Errorf("%d processes", n)
 	}
 	w.wantList("app", "db", "web")
+	await(t, seen, ended("web")) // who has been told this is watching
 	w.kill("web")
 	if s := await(t, seen, func(s machines.Status) bool { return s.End == machines.EndKilled }); s.ID != id("web") {
 		t.Errorf("%+v", s)
