@@ -70,7 +70,7 @@ type rows struct {
 func everything() []rows {
 	return []rows{{"commands", (*bench).commandRows}, {"reads", (*bench).readRows}, {"copy", (*bench).copyRows},
 		{"clone", (*bench).cloneRows}, {"restart", (*bench).restartRows},
-		{"resume", (*bench).resumeRows}, {"freeze", (*bench).freezeRows}, {"segment", (*bench).segmentRows}}
+		{"resume", (*bench).resumeRows}, {"freeze", (*bench).freezeRows}, {"segment", (*bench).segmentRows}, {"idle", (*bench).idleRows}}
 }
 
 func measure(ctx context.Context) (err error) {

@@ -47,12 +47,16 @@ func (b *bench) openSite(ctx context.Context, name, binary string, bits int) (*s
 		return nil, err
 	}
 	s := &site{Server: server, dir: dir}
-	_, err = s.CLI(ctx, nil, "pool", "add", "--region", siteRegion, "--type", "public-address",
-		fmt.Sprintf("%s/%d", sitePool, bits), "--bind", fmt.Sprintf("%s/%d", siteBind, bits), "--port-offset", fmt.Sprint(siteOffset))
-	if err != nil {
+	if err := s.addPool(ctx, bits); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
+}
+
+func (s *site) addPool(ctx context.Context, bits int) error {
+	_, err := s.CLI(ctx, nil, "pool", "add", "--region", siteRegion, "--type", "public-address",
+		fmt.Sprintf("%s/%d", sitePool, bits), "--bind", fmt.Sprintf("%s/%d", siteBind, bits), "--port-offset", fmt.Sprint(siteOffset))
+	return err
 }
 
 // close ends it and everything that it runs.
