@@ -17,7 +17,7 @@ TEST_TOOLS = \
 	curl=curl
 
 # What the benchmarks and the real disks use besides. desync, a peer that Debian does not have, is used where it is in PATH.
-BENCH_TOOLS = $(TEST_TOOLS) tc=iproute2 casync=casync
+BENCH_TOOLS = $(TEST_TOOLS) tc=iproute2 ethtool=ethtool casync=casync
 REAL_TOOLS = $(TEST_TOOLS) mmdebstrap=mmdebstrap extlinux=extlinux e2fsck=e2fsprogs cmp=diffutils
 DEMO_TOOLS = qemu-system-x86_64=qemu-system-x86 mkfs.ext4=e2fsprogs curl=curl
 
@@ -42,7 +42,7 @@ race: go tools ## test everything under the race detector (needs a C compiler)
 soak: go tools ## the long variants of testenv: 1000 replacements under readers while agents are killed (an hour at most)
 	TOMBOLO_SOAK=1 go test -count=1 -timeout 90m -v ./testenv
 
-bench: go ## measure against limits and peers, write docs/benchmarks.md; fails where a goal is missed (root, a quarter of an hour)
+bench: go ## measure against limits and peers, write docs/benchmarks.md; fails where a goal is missed (root, half an hour)
 	@$(MAKE) --no-print-directory tools TEST_TOOLS="$(BENCH_TOOLS)"
 	go run ./testenv/bench
 

@@ -51,6 +51,7 @@ type bench struct {
 	events       int
 	rounds       int
 	roundTime    time.Duration
+	saves        int
 
 	chunker             *chunker
 	peerNote, imageNote string
@@ -69,7 +70,7 @@ type rows struct {
 func everything() []rows {
 	return []rows{{"commands", (*bench).commandRows}, {"reads", (*bench).readRows}, {"copy", (*bench).copyRows},
 		{"clone", (*bench).cloneRows}, {"restart", (*bench).restartRows},
-		{"resume", (*bench).resumeRows}, {"segment", (*bench).segmentRows}}
+		{"resume", (*bench).resumeRows}, {"freeze", (*bench).freezeRows}, {"segment", (*bench).segmentRows}, {"idle", (*bench).idleRows}}
 }
 
 func measure(ctx context.Context) (err error) {
@@ -85,6 +86,7 @@ func measure(ctx context.Context) (err error) {
 	flag.IntVar(&b.repeats, "repeats", 3, "how often each copy is made")
 	flag.IntVar(&b.rounds, "rounds", 5, "how often what is compared alternates")
 	flag.DurationVar(&b.roundTime, "round", 2*time.Second, "how long a round of commands or frames lasts")
+	flag.IntVar(&b.saves, "saves", 50, "how often the row freeze saves each disk")
 	flag.IntVar(&b.events, "events", 1_000_000, "how many events are in the journal of the rows reads and restart")
 	flag.Parse()
 	b.imageBytes = *megabytes << 20

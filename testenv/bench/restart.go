@@ -156,26 +156,12 @@ func caughtUp(ctx context.Context, s *process.Server) error {
 // idle waits until a process uses less than a tenth of a processor for two seconds: everything that follows the journal
 // has come to its end.
 func idle(ctx context.Context, pid int) error {
-	const ticksPerSecond = 100 // of /proc (proc(5), sysconf(_SC_CLK_TCK)) on every Linux that Go runs on
-	last := int64(-1)
+	last := -1.0
 	return every(ctx, 2*time.Second, func() (bool, error) {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return false, err
-		}
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		if len(fields) < 13 {
-			return false, fmt.Errorf("/proc/%d/stat cannot be read", pid)
-		}
-		var user, system int64
-		if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
-			return false, err
-		}
-		used := user + system - last
-		first := last < 0
-		last = user + system
-		return !first && used < 2*ticksPerSecond/10, nil
+		now, err := processorSeconds(fmt.Sprintf("/proc/%d", pid))
+		used, first := now-last, last < 0
+		last = now
+		return err == nil && !first && used < 2*0.1, err
 	})
 }
 

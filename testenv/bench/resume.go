@@ -41,7 +41,7 @@ type started struct {
 
 // resumeRows measures how soon a machine answers that is made of a template with its memory, and one that boots.
 func (b *bench) resumeRows(ctx context.Context) (err error) {
-	s, err := b.openSite(ctx, "resume", b.binary)
+	s, err := b.openSite(ctx, "resume", b.binary, 29)
 	if err != nil {
 		return err
 	}
@@ -59,11 +59,11 @@ func (b *bench) resumeRows(ctx context.Context) (err error) {
 		if err := s.create(ctx, e.name, shop(e.name, e.disks)); err != nil {
 			return err
 		}
-		url, err := s.reached(ctx, e.name)
+		urls, err := s.reached(ctx, e.name)
 		if err != nil {
 			return err
 		}
-		answer, err := firstAnswer(ctx, url)
+		answer, err := firstAnswer(ctx, urls["web"])
 		if err != nil {
 			return err
 		}
@@ -83,7 +83,6 @@ func (b *bench) resumeRows(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	s.envs = nil
 	for range b.rounds {
 		for _, st := range all {
 			if err := s.start(ctx, st, was[st.template]); err != nil {
@@ -105,7 +104,8 @@ func (b *bench) resumeRows(ctx context.Context) (err error) {
 
 // start makes an environment of the template, waits for its first answer, and removes it.
 func (s *site) start(ctx context.Context, st *started, was guest.Answer) error {
-	// The pool is empty but for this environment, which gets one of its addresses: which, is asked for beside the command.
+	// It gets one of the pool's eight addresses, of which the templates have three reserved, and nobody else any: which, is found
+	// out beside the command.
 	var urls []string
 	for i := range 8 {
 		urls = append(urls, fmt.Sprintf("http://127.93.113.%d:%d/", i, 80+siteOffset))
@@ -128,8 +128,7 @@ func (s *site) start(ctx context.Context, st *started, was guest.Answer) error {
 	answer, err := firstAnswer(asking, urls...)
 	command := <-done
 	if command.err == nil {
-		defer func() { s.envs = nil }()
-		s.envs = []string{"copy"}
+		s.envs = append(s.envs, "copy")
 	}
 	if err := errors.Join(command.err, err); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/api"
@@ -22,8 +23,8 @@ const accelerator = "tcg"
 
 const (
 	siteRegion = "beijing"
-	sitePool   = "203.0.113.0/29"
-	siteBind   = "127.93.113.0/29" // of loopback, where nobody else is
+	sitePool   = "203.0.113.0"
+	siteBind   = "127.93.113.0" // of loopback, where nobody else is
 	siteOffset = 8000
 )
 
@@ -34,8 +35,9 @@ type site struct {
 	envs []string // to be removed before the end: what runs at the end would be suspended
 }
 
-// openSite starts the program, as an administrator has it, in a folder where disks and environments' files are.
-func (b *bench) openSite(ctx context.Context, name, binary string) (*site, error) {
+// openSite starts the program, as an administrator has it, in a folder where disks and environments' files are. Its pool has a
+// prefix of so many bits: each environment has an address of it, and each template that is stored has one reserved.
+func (b *bench) openSite(ctx context.Context, name, binary string, bits int) (*site, error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -45,11 +47,16 @@ func (b *bench) openSite(ctx context.Context, name, binary string) (*site, error
 		return nil, err
 	}
 	s := &site{Server: server, dir: dir}
-	_, err = s.CLI(ctx, nil, "pool", "add", "--region", siteRegion, "--type", "public-address", sitePool, "--bind", siteBind, "--port-offset", fmt.Sprint(siteOffset))
-	if err != nil {
+	if err := s.addPool(ctx, bits); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
+}
+
+func (s *site) addPool(ctx context.Context, bits int) error {
+	_, err := s.CLI(ctx, nil, "pool", "add", "--region", siteRegion, "--type", "public-address",
+		fmt.Sprintf("%s/%d", sitePool, bits), "--bind", fmt.Sprintf("%s/%d", siteBind, bits), "--port-offset", fmt.Sprint(siteOffset))
+	return err
 }
 
 // close ends it and everything that it runs.
@@ -81,23 +88,30 @@ func (s *site) create(ctx context.Context, name, text string) error {
 // forget removes an environment.
 func (s *site) forget(ctx context.Context, name string) error {
 	_, err := s.CLI(ctx, nil, "env", "delete", name, "--yes", "--timeout", "5m")
+	if err == nil {
+		s.envs = slices.DeleteFunc(s.envs, func(e string) bool { return e == name })
+	}
 	return err
 }
 
-// reached is where the web machine of an environment is reached.
-func (s *site) reached(ctx context.Context, env string) (string, error) {
+// reached is where each machine of an environment is reached from the outside.
+func (s *site) reached(ctx context.Context, env string) (map[string]string, error) {
 	var e struct{ Machines []api.Machine }
 	if _, err := s.CLI(ctx, &e, "env", "show", env); err != nil {
-		return "", err
+		return nil, err
 	}
+	out := map[string]string{}
 	for _, m := range e.Machines {
 		for _, p := range m.Public {
 			for _, o := range p.Open {
-				return "http://" + o.At, nil
+				out[m.ID] = "http://" + o.At
 			}
 		}
+		if out[m.ID] == "" {
+			return nil, fmt.Errorf("machine %s of %s is not reached from the outside", m.ID, env)
+		}
 	}
-	return "", fmt.Errorf("nothing of %s is reached", env)
+	return out, nil
 }
 
 const (
