@@ -30,7 +30,7 @@ LABEL debian
   INITRD /initrd.img
   APPEND root=/dev/vda rw console=tty0 console=ttyS0,115200
 `,
-		"etc/systemd/network/lan.network":    "[Match]\nType=ether\n[Network]\nDHCP=ipv4\nLLMNR=no\n",
+		"etc/systemd/network/lan.network":    "[Match]\nType=ether\n[Network]\nDHCP=ipv4\nLLMNR=no\n[DHCPv4]\nUseDomains=yes\n",
 		"etc/systemd/system/answer.socket":   "[Socket]\nListenStream=8080\nAccept=yes\n[Install]\nWantedBy=sockets.target\n",
 		"etc/systemd/system/answer@.service": "[Service]\nExecStart=/usr/local/sbin/answer\nStandardInput=socket\nStandardError=journal\n",
 		"usr/local/sbin/answer": `#!/bin/bash
