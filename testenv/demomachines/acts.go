@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -372,23 +371,4 @@ func (d *demo) remove(ctx context.Context) error {
 	}
 	d.note("The program has ended, and no process of it is left.")
 	return nil
-}
-
-// processes are those whose command line names the folder.
-func processes(dir string) (pids []int, err error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		if err == nil && bytes.Contains(line, []byte(dir)) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
 }

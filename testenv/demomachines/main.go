@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,7 +79,7 @@ func perform(ctx context.Context, out io.Writer, o options) (err error) {
 			err = errors.Join(err, os.RemoveAll(d.dir))
 		}
 	}()
-	defer func() { err = errors.Join(err, d.end()) }()
+	defer func() { err = errors.Join(err, d.end(), sweep(d.dir)) }()
 	for i, a := range acts() {
 		fmt.Fprintf(out, "\n%d. %s\n\n", i+1, a.title)
 		if err := a.play(d, ctx); err != nil {
@@ -93,4 +95,35 @@ func left(keep bool, dir string) string {
 		return "The folder " + dir + " is left, as you asked: tombolo up --data " + filepath.Join(dir, "data") + " goes on from there."
 	}
 	return "Nothing is left: no machine, no process, no file."
+}
+
+// sweep kills what a program that could not end in order has left, so that the folder can go.
+func sweep(dir string) error {
+	pids, err := processes(dir)
+	for _, pid := range pids {
+		if kill := syscall.Kill(pid, syscall.SIGKILL); !errors.Is(kill, syscall.ESRCH) {
+			err = errors.Join(err, kill, fmt.Errorf("process %d was left and is killed", pid))
+		}
+	}
+	return err
+}
+
+// processes are those whose command line names the folder, or that work in it, as machines do.
+func processes(dir string) (pids []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline") // it may have ended, or be another user's
+		works, _ := os.Readlink("/proc/" + e.Name() + "/cwd")
+		if bytes.Contains(line, []byte(dir)) || strings.HasPrefix(works, dir) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }

@@ -23,7 +23,7 @@ type machine struct {
 
 func machines() []machine {
 	return []machine{
-		{"web", 1024, []string{"nginx-light", "openssl", "ca-certificates", "curl"}, []string{"libnginx-mod-http-geoip", "php-fpm", "brotli"}},
+		{"web", 1536, []string{"nginx-light", "openssl", "ca-certificates", "curl"}, []string{"libnginx-mod-http-geoip", "php-fpm", "brotli"}},
 		{"app", 1536, []string{"python3", "python3-venv", "git", "redis-server"}, []string{"python3-requests", "python3-yaml", "supervisor"}},
 		{"db", 1536, []string{"postgresql", "postgresql-contrib"}, []string{"pgbouncer", "prometheus-postgres-exporter"}},
 	}
@@ -66,13 +66,14 @@ func list(sources []source) string {
 	return b.String()
 }
 
-// base makes the tree that all machines begin with: Debian as it was released, without updates.
+// base makes the tree that all machines begin with: Debian as it was released, without updates, with its cloud kernel,
+// and DHCP by systemd.
 func (r *real) base(ctx context.Context) error {
 	base, _, err := sources(ctx)
 	if err != nil {
 		return err
 	}
-	return run(ctx, nil, "mmdebstrap", "--variant=minbase", "--include=systemd-sysv,iproute2,openssh-server", base[0].release, r.path("base.tar"), "deb "+base[0].url+" "+base[0].release+" main")
+	return run(ctx, nil, "mmdebstrap", "--variant=minbase", "--include=systemd-sysv,systemd-resolved,iproute2,openssh-server,linux-image-cloud-amd64,zstd", base[0].release, r.path("base.tar"), "deb "+base[0].url+" "+base[0].release+" main")
 }
 
 // install makes version 1 of a machine's disk.
@@ -92,7 +93,7 @@ func (r *real) install(ctx context.Context, m machine) error {
 		if err := run(ctx, nil, "tar", "-xpf", r.path("base.tar"), "-C", root, "--numeric-owner"); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(root, "etc/hostname"), []byte(m.name+"\n"), 0o644); err != nil {
+		if err := bootable(ctx, root, m); err != nil {
 			return err
 		}
 		if err := apt(ctx, root, []string{"update"}); err != nil {
@@ -133,11 +134,21 @@ func apt(ctx context.Context, root string, args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	// The machine's own is a link to what systemd-resolved writes once it runs.
+	link, err := os.Readlink(resolver)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(resolver); err != nil {
+		return err
+	}
 	noStart := filepath.Join(root, "usr/sbin/policy-rc.d")
 	if err := errors.Join(os.WriteFile(resolver, text, 0o644), os.WriteFile(noStart, []byte("#!/bin/sh\nexit 101\n"), 0o755)); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(resolver), os.Remove(noStart)) }()
+	defer func() {
+		err = errors.Join(err, os.Remove(noStart), os.Remove(resolver), os.Symlink(link, resolver))
+	}()
 	all := append([]string{root, "apt-get", "-qq", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", "-o", "Dpkg::Options::=--force-confold"}, args...)
 	if err := run(ctx, []string{"DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"}, "chroot", all...); err != nil {
 		return err

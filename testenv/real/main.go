@@ -1,6 +1,6 @@
 // Command real makes three real Debian machines' disks, saves them as a template through the command line, keeps it in
-// three regions, replaces it by a version with updates and more packages, and proves that what the regions hold is what
-// was saved. It writes the tables of docs/real-disks.md. It needs root, mmdebstrap, and a Debian mirror in apt's sources.
+// three regions, replaces it by a version with updates and more packages, proves that what the regions hold is what was
+// saved, and boots what two of them hold. It writes the tables of docs/real-disks.md. It needs root, mmdebstrap, and a Debian mirror in apt's sources.
 package main
 
 import (
@@ -34,6 +34,8 @@ type real struct {
 	dir    string
 	docs   string
 	server *process.Server
+
+	accelerator string
 }
 
 const mib = 1 << 20
@@ -49,12 +51,13 @@ func try(ctx context.Context) (err error) {
 	flag.StringVar(&r.docs, "docs", "docs/real-disks.md", "the document whose tables are written; empty: none")
 	scratch := flag.String("scratch", "", "a folder with 12 GiB of room (default: the system's for temporary files)")
 	only := flag.String("images", "", "a folder with images of an earlier run (web-v1.raw …), which are used and left")
+	flag.StringVar(&r.accelerator, "accelerator", "auto", "what boots the disks: auto, kvm or tcg")
 	keep := flag.Bool("keep", false, "leave the images where they are, and say where")
 	flag.Parse()
 	if os.Getuid() != 0 && *only == "" {
 		return errors.New("root is needed: the disks are mounted to install packages on them (or name a folder with -images)")
 	}
-	for _, tool := range []string{"mmdebstrap", "mkfs.ext4", "e2fsck", "cmp", "apt-get"} {
+	for _, tool := range []string{"mmdebstrap", "extlinux", "mkfs.ext4", "e2fsck", "cmp", "apt-get", "qemu-system-x86_64"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is not installed: `make real` installs it where it can", tool)
 		}
@@ -122,7 +125,7 @@ func (r *real) template(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if r.server, err = process.Up(ctx, binary, r.path("data"), "--regions", strings.Join(regions(), ",")); err != nil {
+	if r.server, err = process.Up(ctx, binary, r.path("data"), "--regions", strings.Join(regions(), ","), "--accelerator", r.accelerator); err != nil {
 		return err
 	}
 	defer func() {
@@ -130,11 +133,13 @@ func (r *real) template(ctx context.Context) (err error) {
 		err = errors.Join(err, derr)
 	}()
 	for i, region := range regions() {
-		if _, err := r.server.CLI(ctx, nil, "pool", "add", "--region", region, "--type", "public-address", fmt.Sprintf("203.0.113.%d/28", 16*i)); err != nil {
+		if _, err := r.server.CLI(ctx, nil, "pool", "add", "--region", region, "--type", "public-address", fmt.Sprintf("203.0.113.%d/28", 16*i), "--bind", "auto"); err != nil {
 			return err
 		}
 	}
 	t := &report.Table{Name: "real", Head: []string{"version", "step", "seconds", "beijing", "sydney", "chicago"}}
+	boots := &report.Table{Name: "boots", Head: []string{"version", "region", "machine", "answers at", "`template instantiate`, seconds", "`env start` to its answer, seconds",
+		"its uptime then", "kernel", "packages", "db is", "accelerator"}}
 	var reference string
 	for version := 1; version <= 2; version++ {
 		var env struct {
@@ -172,10 +177,14 @@ func (r *real) template(ctx context.Context) (err error) {
 		if err := r.compare(ctx, t, reference, version); err != nil {
 			return err
 		}
+		if err := r.boot(ctx, boots, reference, version); err != nil {
+			return err
+		}
 	}
 	t.Note("%s", r.describe())
 	t.Note("Measured on %s by `make real`. Bytes are those at the receiver's socket, TLS and all, as `tombolo where` tells them.", time.Now().UTC().Format("2006-01-02"))
-	return r.write(t)
+	boots.Note("Three machines boot at once on this host, after a region's copy was made an environment there; the answer is each machine's own, over HTTP, through the edge. Machines were asked one after another, so that a figure is the most that one can have taken.")
+	return errors.Join(r.write(t), r.write(boots))
 }
 
 func received(h held) string { return report.Number(float64(h.Received) / mib) }
@@ -186,9 +195,14 @@ func short(digest string) string { return "`" + digest[:min(len(digest), 19)] + 
 func (r *real) spec(version int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "name: Shop %d\nnetworks:\n  - {name: lan, subnet: 10.10.0.0/24}\nmachines:\n", version)
-	for i, m := range machines() {
-		fmt.Fprintf(&b, "  - name: %s\n    disks: [{name: root, file: %s}]\n    interfaces: [{network: lan, address: 10.10.0.%d%s}]\n", m.name, filepath.Base(r.image(m, version)), 10+i,
-			map[bool]string{true: ", public_address: auto"}[m.name == "web"])
+	for _, m := range machines() {
+		open := []string{fmt.Sprintf("tcp/%d", answerPort)}
+		if m.name == "web" {
+			open = append(open, "tcp/80")
+		}
+		// Off: what is saved is to be the image, to the byte.
+		fmt.Fprintf(&b, "  - name: %s\n    power: powered-off\n    memory_mib: 384\n    disks: [{name: root, file: %s}]\n    interfaces: [{network: lan, address: %s, public_address: auto, open: [%s]}]\n",
+			m.name, filepath.Base(r.image(m, version)), address(m.name), strings.Join(open, ", "))
 	}
 	return b.String()
 }
