@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/tombolo-vdc/tombolo/handlers/region/nbd"
@@ -14,6 +15,9 @@ import (
 
 // socketName is the name of the process's socket in its directory.
 const socketName = "host.sock"
+
+// pidName is the file with the process's id, for one that has to be ended.
+const pidName = "host.pid"
 
 // ready is what the process writes to whoever started it, once it can be asked.
 const ready = "ready\n"
@@ -34,6 +38,9 @@ func Run(ctx context.Context, dir, version string, open func(dir string) (networ
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
+	if err := os.WriteFile(filepath.Join(dir, pidName), []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+		return err
+	}
 	s, err := open(dir)
 	if err != nil {
 		return err

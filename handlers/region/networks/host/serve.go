@@ -161,8 +161,19 @@ func Serve(ctx context.Context, l net.Listener, s networks.Substrate, program he
 	return err
 }
 
+// Patience for the process's answers: one that does not even say hello hangs.
+const (
+	helloPatience = 5 * time.Second
+	callPatience  = time.Minute // plugging in waits for a machine, ten seconds at most
+)
+
 // ask sends one call over the client.
 func ask[In, Out any](ctx context.Context, c *http.Client, path string, in In) (out Out, err error) {
+	if path != pathAlive {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callPatience)
+		defer cancel()
+	}
 	body, err := json.Marshal(in)
 	if err != nil {
 		return out, err

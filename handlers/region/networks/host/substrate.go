@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,7 +65,10 @@ func Open(ctx context.Context, c Config) (*Substrate, error) {
 	}}}
 	s.starting.Lock()
 	defer s.starting.Unlock()
-	return s, s.find(ctx)
+	if err := s.find(ctx); err != nil { // the next call that changes something looks again, and says so
+		c.Log.Error("the networks' process cannot be asked", "error", err)
+	}
+	return s, nil
 }
 
 // absent says that an error means: no process serves the socket.
@@ -74,10 +78,17 @@ func absent(err error) bool {
 
 // find looks for a process that runs; one that speaks another protocol is asked to stop. starting is held.
 func (s *Substrate) find(ctx context.Context) error {
-	said, err := ask[nothing, hello](ctx, s.client, pathHello, nothing{})
+	patience, cancel := context.WithTimeout(ctx, helloPatience)
+	defer cancel()
+	said, err := ask[nothing, hello](patience, s.client, pathHello, nothing{})
 	switch {
 	case absent(err):
 		return nil
+	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF): // it is ending
+		return nbd.WaitUnserved(patience, s.socket)
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		s.cfg.Log.Error("the networks' process does not answer and is ended: connections through edges break")
+		return s.end(ctx)
 	case err != nil:
 		return fmt.Errorf("ask the region's host process: %w", err)
 	case said.Protocol != Protocol:
@@ -172,6 +183,28 @@ func (s *Substrate) stop(ctx context.Context) error {
 	}
 	s.client.CloseIdleConnections()
 	// The lock is let go of when the process has let go of everything else.
+	return nbd.WaitUnserved(ctx, s.socket)
+}
+
+// end kills a process that does not answer. starting is held.
+func (s *Substrate) end(ctx context.Context) error {
+	raw, err := os.ReadFile(filepath.Join(s.cfg.Dir, pidName))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return err
+	}
+	// Another process may have the number by now.
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !strings.Contains(string(line), s.cfg.Dir) {
+		return fmt.Errorf("process %d, which has the networks of %s, does not answer and cannot be told from others", pid, s.cfg.Dir)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return err
+	}
+	s.client.CloseIdleConnections()
 	return nbd.WaitUnserved(ctx, s.socket)
 }
 
