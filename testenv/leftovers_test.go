@@ -25,16 +25,6 @@ func (w *World) stored(region string) (bytes int64) {
 	return bytes
 }
 
-// must sends a command that has to be accepted.
-func (w *World) must(method, path string, body any) accepted {
-	w.t.Helper()
-	var a accepted
-	if err := w.Client().Do(w.ctx, method, path, body, &a); err != nil {
-		w.t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return a
-}
-
 // TestNothingIsLeft: capability 9: a region that has held two versions, one right
 // after the other, and is to hold the template no longer has not one byte of it
 // when the operation has ended; and no work is done a second time because the
