@@ -182,7 +182,7 @@ func pauseTogether(t *testing.T, w *world) {
 }
 
 func processDies(t *testing.T, w *world) {
-	g := w.boot("web")
+	w.boot("web")
 	seen := w.watch()
 	w.host.KillProcess(t, w.status("web").PID)
 	if s := await(t, seen, ended("web")); s.End != machines.EndCrashed || s.Text == "" {
@@ -209,7 +209,7 @@ func processDies(t *testing.T, w *world) {
 	other.Memory *= 2
 	w.start(other, nil)
 	w.proceed("web")
-	g = Join(t, w, id("web"))
+	g := Join(t, w, id("web"))
 	g.Await("ready") // of the first life
 	g.Await("ready")
 	g.Ask("c")
