@@ -210,8 +210,8 @@ func TestPausedPastTakeover(t *testing.T) {
 		version            int
 	}{
 		{"save", "beijing", faults.After("store.Publish"), 1},
-		{"replace where it is saved", "beijing", faults.Before("host.rebase-volumes"), 2},
-		{"replace where it is copied to", "sydney", faults.Before("command.report-done"), 2},
+		{"replace source", "beijing", faults.Before("host.rebase-volumes"), 2},
+		{"replace target", "sydney", faults.Before("command.report-done"), 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

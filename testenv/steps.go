@@ -18,6 +18,16 @@ type accepted struct {
 	Sequence  uint64 `json:"sequence"`
 }
 
+// must sends a command that has to be accepted.
+func (w *World) must(method, path string, body any) accepted {
+	w.t.Helper()
+	var a accepted
+	if err := w.Client().Do(w.ctx, method, path, body, &a); err != nil {
+		w.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return a
+}
+
 // Disk is content that does not compress and has no chunk twice.
 func Disk(seed uint64, size int) []byte {
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), 1})
