@@ -172,28 +172,24 @@ type message struct {
 }
 
 // openPacket opens an interface of a network namespace.
-func openPacket(namespace, device string) (_ *packet, err error) {
-	runtime.LockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		return nil, err
-	}
-	defer own.Close()
-	there, err := netns.GetFromName(namespace)
-	if err != nil {
-		return nil, err
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if back := netns.Set(own); back != nil {
-			err = errors.Join(err, back) // and the thread ends with its goroutine
-			return
+func openPacket(namespace, device string) (p *packet, err error) {
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		runtime.LockOSThread() // and never unlocked: the thread, which is elsewhere now, ends with this
+		there, nerr := netns.GetFromName(namespace)
+		if nerr == nil {
+			nerr = errors.Join(netns.Set(there), there.Close())
 		}
-		runtime.UnlockOSThread()
+		if err = nerr; err == nil {
+			p, err = openPacketHere(device)
+		}
 	}()
+	<-opened
+	return p, err
+}
+
+func openPacketHere(device string) (*packet, error) {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, err
