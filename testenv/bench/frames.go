@@ -173,17 +173,29 @@ type message struct {
 
 // openPacket opens an interface of a network namespace.
 func openPacket(namespace, device string) (p *packet, err error) {
+	own, err := netns.Get()
+	if err != nil {
+		return nil, err
+	}
+	defer own.Close()
+	there, err := netns.GetFromName(namespace)
+	if err != nil {
+		return nil, err
+	}
+	defer there.Close()
 	opened := make(chan struct{})
 	go func() {
 		defer close(opened)
-		runtime.LockOSThread() // and never unlocked: the thread, which is elsewhere now, ends with this
-		there, nerr := netns.GetFromName(namespace)
-		if nerr == nil {
-			nerr = errors.Join(netns.Set(there), there.Close())
-		}
-		if err = nerr; err == nil {
+		runtime.LockOSThread()
+		if err = netns.Set(there); err == nil {
 			p, err = openPacketHere(device)
 		}
+		if back := netns.Set(own); back != nil {
+			err = errors.Join(err, back) // and the thread, which is elsewhere, ends with this
+			return
+		}
+		// It goes on: processes that it has started would end with it (PR_SET_PDEATHSIG).
+		runtime.UnlockOSThread()
 	}()
 	<-opened
 	return p, err
