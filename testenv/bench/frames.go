@@ -172,8 +172,7 @@ type message struct {
 }
 
 // openPacket opens an interface of a network namespace.
-func openPacket(namespace, device string) (_ *packet, err error) {
-	runtime.LockOSThread()
+func openPacket(namespace, device string) (p *packet, err error) {
 	own, err := netns.Get()
 	if err != nil {
 		return nil, err
@@ -184,16 +183,25 @@ func openPacket(namespace, device string) (_ *packet, err error) {
 		return nil, err
 	}
 	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		return nil, err
-	}
-	defer func() {
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		runtime.LockOSThread()
+		if err = netns.Set(there); err == nil {
+			p, err = openPacketHere(device)
+		}
 		if back := netns.Set(own); back != nil {
-			err = errors.Join(err, back) // and the thread ends with its goroutine
+			err = errors.Join(err, back) // and the thread, which is elsewhere, ends with this
 			return
 		}
+		// It goes on: processes that it has started would end with it (PR_SET_PDEATHSIG).
 		runtime.UnlockOSThread()
 	}()
+	<-opened
+	return p, err
+}
+
+func openPacketHere(device string) (*packet, error) {
 	link, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, err
