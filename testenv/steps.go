@@ -329,13 +329,3 @@ func (w *World) Rest() {
 		after = open.Position
 	}
 }
-
-// must sends a command that has to be accepted.
-func (w *World) must(method, path string, body any) accepted {
-	w.t.Helper()
-	var a accepted
-	if err := w.Client().Do(w.ctx, method, path, body, &a); err != nil {
-		w.t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return a
-}
