@@ -20,6 +20,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/tombolo-vdc/tombolo/handlers/region/nbd"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks/userspace/edge"
 	"github.com/tombolo-vdc/tombolo/handlers/region/networks/userspace/segment"
@@ -27,7 +30,7 @@ import (
 
 // Config is what a substrate needs.
 type Config struct {
-	Dir       string           // holds the highest epoch seen, and the machines' sockets; short, for a socket's path has at most 107 bytes
+	Dir       string           // holds the highest epoch seen and, where its name is not too long for that, the machines' sockets
 	Pools     []networks.Pool  // where the public addresses of all known regions are bound; see SetPools
 	Resolvers []netip.AddrPort // whom the edges ask for names of the world; nil: those of /etc/resolv.conf
 	UDPIdle   time.Duration    // after which a flow of datagrams is forgotten; 0: a minute
@@ -70,8 +73,11 @@ type port struct {
 
 // New makes a substrate without networks.
 func New(c Config) (*Substrate, error) {
-	sockets := filepath.Join(c.Dir, "ports")
-	if err := os.MkdirAll(sockets, 0o700); err != nil {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("networks: %w", err)
+	}
+	sockets, err := socketFolder(c.Dir)
+	if err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
 	if c.UDPIdle == 0 {
@@ -88,10 +94,6 @@ func New(c Config) (*Substrate, error) {
 		cfg:     edge.Config{Directory: edge.NewDirectory(), Resolvers: resolvers, UDPIdle: c.UDPIdle, Log: c.Log},
 		sockets: sockets, epochFile: filepath.Join(c.Dir, "epoch"), environments: map[string]*environment{},
 	}
-	if n := len(s.socket(networks.PortID{})); n > 107 {
-		return nil, fmt.Errorf("networks: the folder %s is too long a name for sockets, by %d bytes", c.Dir, n-107)
-	}
-	var err error
 	if s.epoch, err = readEpoch(s.epochFile); err != nil {
 		return nil, fmt.Errorf("networks: %w", err)
 	}
@@ -322,10 +324,41 @@ func (s *Substrate) Close() error {
 	return nil
 }
 
+// socketFolder makes the folder of the machines' sockets: below dir or, where that
+// is too long a name for sockets, in one of the user's own for temporary files,
+// always the same for the same dir. Errors: socket-path-long, socket-unusable.
+func socketFolder(dir string) (string, error) {
+	longest, err := nbd.SocketPath(filepath.Join(dir, "ports"), strings.Repeat("0", socketName))
+	if err != nil {
+		return "", err
+	}
+	folder := filepath.Dir(longest)
+	if filepath.Base(folder) != "ports" {
+		folder = longest // named after the whole path
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return "", err
+	}
+	// In a folder of somebody else the sockets could be replaced by others.
+	for _, f := range []string{filepath.Dir(folder), folder} {
+		var st unix.Stat_t
+		if err := unix.Stat(f, &st); err != nil {
+			return "", err
+		}
+		if int(st.Uid) != os.Getuid() {
+			return "", fmt.Errorf("%s belongs to another user", f)
+		}
+	}
+	return folder, nil
+}
+
+// socketName is how long the name of a port's socket is.
+const socketName = 16
+
 // socket is where a port's machine listens.
 func (s *Substrate) socket(p networks.PortID) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%d", p.Environment, p.Machine, p.Interface))
-	return filepath.Join(s.sockets, hex.EncodeToString(sum[:8]))
+	return filepath.Join(s.sockets, hex.EncodeToString(sum[:socketName/2]))
 }
 
 // port finds one; s.mu is held.

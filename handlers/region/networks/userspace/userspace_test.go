@@ -5,7 +5,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -100,6 +102,33 @@ func TestIdle(t *testing.T) {
 		case <-deadline:
 			buf := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines before, %d after:\n%s", routines0, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
+		}
+	}
+}
+
+// TestLongFolder: wherever a region's data is, its machines can be plugged in.
+func TestLongFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
+	for range 2 { // the same place again
+		s, err := userspace.New(userspace.Config{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := networks.Network{Environment: "e1", Owner: "order", Segments: []networks.Segment{{ID: "lan", Ports: []networks.Port{{Machine: "web", MAC: "52:54:00:00:00:01"}}}}}
+		if err := s.Apply(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		at, err := s.Attachment(t.Context(), 0, networks.PortID{Environment: "e1", Machine: "web"})
+		if err != nil || len(at.Socket) > 107 {
+			t.Errorf("%d bytes: %q, %v", len(at.Socket), at.Socket, err)
+		}
+		if l, err := net.Listen("unix", at.Socket); err != nil {
+			t.Error(err)
+		} else {
+			l.Close()
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }
