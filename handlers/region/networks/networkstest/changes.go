@@ -61,7 +61,7 @@ func bindTaken(w *world) {
 	readAll(w.t, c)
 	w.free(81, 82)
 
-	elsewhere := w.opened()
+	elsewhere := w.opened(networks.Forward{Protocol: networks.TCP, Port: 80})
 	elsewhere.Edge.Publics[0].Bind = netip.Addr{} // an address that this host does not have
 	w.refused(elsewhere, networks.BindFailed)
 	other := w.opened(networks.Forward{Protocol: networks.TCP, Port: 80}) // another environment's

@@ -24,14 +24,19 @@ type Options struct {
 type Harness struct {
 	// Open makes a substrate, or the one of the same folder again after Close.
 	Open func(o Options) (networks.Substrate, error)
+	// Alone: public addresses are the whole host's, so that one case runs at a time.
+	Alone bool
 }
 
 // Run tries everything that the substrate says it can do.
 func Run(t *testing.T, make func(t *testing.T) Harness) {
 	for i, c := range cases() {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, make(t), i)
+			h := make(t)
+			if !h.Alone {
+				t.Parallel()
+			}
+			w := newWorld(t, h, i)
 			if c.options != nil {
 				c.options(&w.options)
 			}
