@@ -25,7 +25,18 @@ type records struct{ dir string }
 
 func (r records) path(id string) string { return filepath.Join(r.dir, id+".json") }
 
+// all gives what is written down. What a process was killed in the middle of
+// writing is nothing: it had done nothing of it yet.
 func (r records) all() (map[string]record, error) {
+	halves, err := filepath.Glob(filepath.Join(r.dir, "*.json"+next))
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range halves {
+		if err := os.Remove(p); err != nil {
+			return nil, err
+		}
+	}
 	paths, err := filepath.Glob(filepath.Join(r.dir, "*.json"))
 	if err != nil {
 		return nil, err
