@@ -15,6 +15,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/tombolo-vdc/tombolo/events/graph"
@@ -66,6 +67,14 @@ func (c *client) machine(ctx context.Context, env, region, name string) (m machi
 		base: base + "/v1/environments/" + url.PathEscape(string(e.ID)) + "/machines/" + url.PathEscape(name) + "/"}, nil
 }
 
+// machineFlags name one machine.
+func machineFlags(c *cobra.Command, vm, region *string) *pflag.FlagSet {
+	f := c.Flags()
+	f.StringVar(vm, "vm", "", "which machine, where there are several")
+	f.StringVar(region, "region", "", "where it is, if several regions have the name")
+	return f
+}
+
 // join opens a stream of the machine's: its console, or its display.
 func (m machineAt) join(ctx context.Context, what string) (net.Conn, error) {
 	ticket, err := m.at.current(ctx)
@@ -107,9 +116,7 @@ func (a *app) envConsole() *cobra.Command {
 		defer line.Close()
 		return a.converse(ctx, line)
 	})
-	f := c.Flags()
-	f.StringVar(&vm, "vm", "", "which machine, where there are several")
-	f.StringVar(&region, "region", "", "where it is, if several regions have the name")
+	f := machineFlags(c, &vm, &region)
 	f.StringVar(&vnc, "vnc", "", "serve the display to VNC viewers here instead: a path for a unix socket, or host:port on loopback")
 	c.Long = "Join a machine's serial line: what it said last comes first. On a terminal Ctrl-] leaves.\n" +
 		"With --vnc its display is served to VNC viewers on this host, until Ctrl-C."
@@ -258,9 +265,7 @@ func (a *app) envScreenshot() *cobra.Command {
 		_, err = fmt.Fprintln(a.out, file)
 		return err
 	})
-	f := c.Flags()
-	f.StringVar(&vm, "vm", "", "which machine, where there are several")
-	f.StringVar(&region, "region", "", "where it is, if several regions have the name")
+	f := machineFlags(c, &vm, &region)
 	f.StringVar(&file, "file", "", "where to (default: ENV-MACHINE.png here); - is stdout")
 	return c
 }
